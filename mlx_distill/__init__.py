@@ -1,0 +1,3 @@
+"""mlx-distill: a small model learns from a big one, on one Mac."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,135 @@
+"""Turns a settings model and a function into a click command.
+
+Flags come from the fields of the settings (see `config.py`); their values are checked by the settings
+themselves. Errors of ours become one message and exit code 1; Ctrl-C becomes 130 with what was kept.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic.fields import FieldInfo
+
+from mlx_distill.cli.console import Summary, TerminalProgress
+from mlx_distill.config import Settings, parse_settings
+from mlx_distill.errors import ConfigError, MlxDistillError
+from mlx_distill.progress import Progress
+
+S = TypeVar("S", bound=Settings)
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+Body = Callable[[Any, Progress], Summary]
+
+
+def command(settings: type[Settings], *, examples: str, keeps: str) -> Callable[[Body], click.Command]:
+    """Make a command of a function `(settings, progress) -> Summary`.
+
+    Args:
+        settings: Its flags and arguments.
+        examples: Command lines, one a line, shown in its help.
+        keeps: What an interruption leaves and how to go on: a sentence.
+    """
+
+    def decorate(body: Body) -> click.Command:
+        def callback(**values: Any) -> None:
+            as_json = values.pop("as_json")
+            given = {key: value for key, value in values.items() if value is not None}
+            try:
+                config = parse_settings(settings, given, where="usage")
+            except ConfigError as error:
+                raise click.UsageError(_as_flags(error.message.removeprefix("usage: "), settings)) from None
+            run_guarded(lambda: body(config, TerminalProgress()), as_json=as_json, keeps=keeps)
+
+        parameters = [_parameter(name, field) for name, field in settings.model_fields.items()]
+        parameters.append(json_option())
+        return click.Command(
+            body.__name__.rstrip("_").replace("_", "-"),
+            callback=callback,
+            params=parameters,
+            help=(body.__doc__ or settings.__doc__ or "").strip(),
+            epilog=example_block(examples),
+        )
+
+    return decorate
+
+
+def json_option() -> click.Option:
+    """The `--json` flag that every command has."""
+    return click.Option(
+        ["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output instead of the summary."
+    )
+
+
+def example_block(examples: str) -> str:
+    """Command lines as the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+
+
+def run_guarded(body: Callable[[], Summary], *, as_json: bool, keeps: str) -> None:
+    """Run a command's body, print its summary, and turn errors into messages and exit codes."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        summary = body()
+        summary.print(as_json=as_json)
+        if summary.failed:
+            sys.exit(EXIT_FAILED)
+    except MlxDistillError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted. {keeps}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parameter(name: str, field: FieldInfo) -> click.Parameter:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    if extra.get("argument"):
+        return click.Argument([name], metavar=name.upper())
+    flag = "--" + name.replace("_", "-")
+    if field.annotation is bool:
+        switch = f"{flag}/--no-{flag[2:]}" if field.default is True else flag
+        return click.Option([switch, name], is_flag=True, default=None, help=_help(field))
+    return click.Option(
+        [flag, name], required=field.is_required(), default=None, metavar=_metavar(field.annotation), help=_help(field)
+    )
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.is_required() or field.default is None or field.annotation is bool:
+        return text
+    return f"{text}  [default: {field.default}]"
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) in (Union, UnionType):
+        return "|".join(_metavar(kind) for kind in get_args(annotation) if kind is not NoneType)
+    return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+
+
+def _as_flags(message: str, settings: type[Settings]) -> str:
+    for name, field in settings.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if not extra.get("argument"):
+            for ending in (" = ", " is required"):
+                message = message.replace(f"{name}{ending}", f"--{name.replace('_', '-')}{ending}")
+    return message

@@ -1,0 +1,1 @@
+"""Ask a teacher, keep every answer, make a data set."""

@@ -1,0 +1,96 @@
+"""Every error a user can meet, drawn as one tree.
+
+    MlxDistillError
+    ├── ConfigError        (ValueError)     a recipe key, flag or value that cannot be
+    ├── InputError         (ValueError)     a file or row that cannot be read as what it claims to be
+    ├── ModelError         (ValueError)     a model that cannot be found, loaded or used
+    ├── TeacherError       (RuntimeError)   a teacher that cannot be reached or refuses to answer
+    ├── TrainingError      (RuntimeError)   a training run that cannot go on
+    ├── FolderError        (RuntimeError)   an output folder that is in use or holds something else
+    ├── ResourceError      (RuntimeError)   too little disk or memory
+    └── DependencyError    (ImportError)    an optional package that is not installed
+
+Each says what failed, where, and what to do next. The command line prints `str(error)` and exits 1;
+foreign exceptions are translated into these once, at the boundary where they arise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MlxDistillError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: What failed, and where.
+        hint: The next step, as a sentence or a command to type.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class ConfigError(MlxDistillError, ValueError):
+    """A recipe key, flag or value that cannot be."""
+
+
+class InputError(MlxDistillError, ValueError):
+    """A file that is missing, empty, or not what it claims to be.
+
+    Args:
+        message: What is wrong.
+        path: The file.
+        line: Its line, counted from 1.
+        hint: The next step.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | str | None = None,
+        line: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        super().__init__(where + message, hint=hint)
+        self.path = None if path is None else Path(path)
+        self.line = line
+
+
+class ModelError(MlxDistillError, ValueError):
+    """A model that cannot be found, loaded or used for what was asked."""
+
+
+class TeacherError(MlxDistillError, RuntimeError):
+    """A teacher that cannot be reached, or refuses to work."""
+
+
+class TrainingError(MlxDistillError, RuntimeError):
+    """A training run that cannot go on."""
+
+
+class FolderError(MlxDistillError, RuntimeError):
+    """An output folder that another process uses, or that holds something else."""
+
+
+class ResourceError(MlxDistillError, RuntimeError):
+    """Too little disk or memory for what was asked."""
+
+
+class DependencyError(MlxDistillError, ImportError):
+    """An optional package is missing.
+
+    Args:
+        package: The import that failed.
+        extra: The extra of mlx-distill that brings it.
+    """
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        super().__init__(f"{package} is not installed.", hint=f"Install it:  pip install 'mlx-distill[{extra}]'")

@@ -1,0 +1,337 @@
+"""Every file name the project uses, and the safe ways to write, read and lock files.
+
+A file is written to a temporary name beside it, fsynced, then renamed: a reader sees the old content
+or the new, never half. Rows that arrive one at a time (metrics, generations) are appended and fsynced, and a
+half-written last line, which only a crash can leave, is dropped on reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from mlx_distill.errors import FolderError, InputError, ResourceError
+
+R = TypeVar("R", bound=BaseModel)
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """`data/NAME/`: a collection and the data set made from it."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def prompts(self) -> Path:
+        return self.root / "prompts.jsonl"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    def split(self, name: str) -> Path:
+        """The file of "train", "valid" or "test"."""
+        return self.root / f"{name}.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`adapters/RUN/`: a training run and the adapter it made."""
+
+    root: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapters.safetensors"
+
+    @property
+    def adapter_config(self) -> Path:
+        return self.root / "adapter_config.json"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def fused(self) -> Path:
+        return self.root / "fused"
+
+
+@dataclass(frozen=True)
+class ComparisonFolder:
+    """`visuals/RUN/`: what the contenders said, what judges made of it, and the report."""
+
+    root: Path
+
+    @property
+    def record(self) -> Path:
+        return self.root / "comparison.json"
+
+    @property
+    def teacher_ledger(self) -> Path:
+        return self.root / "teacher.db"
+
+    @property
+    def generations(self) -> Path:
+        return self.root / "generations.jsonl"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.root / "verdicts.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.md"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def pipeline(self) -> Path:
+        return self.root / "pipeline.mmd"
+
+    def chart(self, name: str) -> Path:
+        """The picture of a chart: training_curves, model_scorecard, prompt_comparison, cost_scaling."""
+        return self.root / f"{name}.png"
+
+
+def stamp(folder: Path, step: str) -> Path:
+    """Where a step of `run` notes what it was made from, inside the folder it made."""
+    return folder / ".steps" / f"{step}.json"
+
+
+def models_cache() -> Path:
+    """Where converted models are kept: `$MLX_DISTILL_CACHE`, else the user's cache folder."""
+    if root := os.environ.get("MLX_DISTILL_CACHE"):
+        return Path(root).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mlx-distill"
+
+
+def bundled(relative: str) -> Path | None:
+    """A file or folder of `data/` that ships with the package, such as "prompts/coding.toml"."""
+    package = Path(str(resources.files("mlx_distill")))
+    for root in (package / "_data", package.parent / "data"):
+        if (root / relative).exists():
+            return root / relative
+    return None
+
+
+def find_input(path: Path) -> Path:
+    """A user's path as it is; or, where nothing is there and it names shipped data, the shipped copy."""
+    path = path.expanduser()
+    if not path.exists() and path.parts[:1] == ("data",):
+        return bundled(str(Path(*path.parts[1:]))) or path
+    return path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and takes its name.
+
+    Raises:
+        ResourceError: The disk is full. `path` keeps its old content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, atomically, as UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path` as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    retired: Path | None = None
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+            path.rename(retired / path.name)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if retired is not None:
+            if not path.exists():
+                (retired / path.name).rename(path)
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def append_row(path: Path, row: BaseModel) -> None:
+    """Append one record to a JSONL file and fsync it."""
+    line = row.model_dump_json(exclude_none=True) + "\n"
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _disk_error(error, path) from error
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut a half-written last line, which a crash between write and fsync can leave, off a JSONL file."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_rows(path: Path, record: type[R]) -> list[R]:
+    """All records of a JSONL file of ours; none if it does not exist.
+
+    Raises:
+        InputError: A whole line is not such a record; says which line and why.
+    """
+    if not path.exists():
+        return []
+    rows: list[R] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                rows.append(record.model_validate_json(line))
+            except ValidationError as error:
+                raise InputError(explain(error), path=path, line=number) from None
+    return rows
+
+
+def read_record(path: Path, record: type[R], *, hint: str | None = None) -> R:
+    """The one record that a JSON file of ours holds.
+
+    Raises:
+        InputError: It is missing, or is not such a record.
+    """
+    try:
+        return record.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file.", path=path, hint=hint) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        detail = explain(error) if isinstance(error, ValidationError) else str(error)
+        raise InputError(detail, path=path, hint=hint) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a pydantic error, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_disk(folder: Path, needed: int, *, what: str) -> None:
+    """Refuse work whose result would not fit.
+
+    Args:
+        needed: In bytes.
+
+    Raises:
+        ResourceError: Says how much is needed and how much is free.
+    """
+    at = folder
+    while not at.exists():
+        at = at.parent
+    free = shutil.disk_usage(at).free
+    if free < needed:
+        raise ResourceError(
+            f"{what} needs {needed / 1e9:.1f} GB on the disk of {folder}, and {free / 1e9:.1f} GB are free.",
+            hint="Free some space, or choose a folder on another disk.",
+        )
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes; the operating system lets go of it if this one dies.
+
+    Raises:
+        FolderError: Another process holds it; names its process id.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            raise FolderError(
+                f"{folder} is in use by process {owner}.", hint="Wait for it to end, or choose another folder."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_error(error: OSError, path: Path) -> ResourceError:
+    return ResourceError(
+        f"{path} could not be written: {error.strerror or error}.", hint="What was there before is unchanged."
+    )

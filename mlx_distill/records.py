@@ -1,0 +1,312 @@
+"""The typed records that cross the seams between steps.
+
+Every record is frozen and refuses unknown keys. Those that open a file of their own carry an integer
+`format`, so that a later version can tell what it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant", "tool"]
+Split = Literal["train", "valid", "test"]
+Contender = Literal["teacher", "base", "distilled"]
+
+#: Why a teacher stopped, in our own words. "end" is the only one that makes a finished answer.
+StopReason = Literal["end", "length", "refusal", "context", "other"]
+
+
+def content_hash(value: Any) -> str:
+    """The SHA-256, in hexadecimal, of a JSON-able value in canonical form."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> str:
+        """One line of JSON, unset optional fields left out."""
+        return self.model_dump_json(exclude_none=True)
+
+
+class Message(Record):
+    """One turn of a chat, with what mlx-lm's chat and tools layouts allow beside the text."""
+
+    role: Role
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content or tool_calls")
+        return self
+
+
+class ChatRow(Record):
+    """A row of `train.jsonl` in mlx-lm's chat layout."""
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+
+
+class Prompt(Record):
+    """A prompt, ready to be asked.
+
+    Attributes:
+        id: Unique in its file; letters, digits, `-` and `_`, at most 64 (a batch API's rule).
+        family: The id of the base prompt. Variations of one prompt share it, and splits go by it.
+        field: What it is about, for grouping in reports.
+        modifier: The id of the modifier that made this a variation.
+    """
+
+    id: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    family: str
+    text: str = Field(min_length=1)
+    field: str = "general"
+    modifier: str | None = None
+    system: str | None = None
+
+
+class Request(Record):
+    """What a teacher is asked."""
+
+    prompt_id: str
+    family: str
+    teacher: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    system: str | None = None
+    max_tokens: int = Field(gt=0)
+
+    @property
+    def key(self) -> str:
+        """Identity of the request: a hash of all that decides the answer, and of nothing else."""
+        return content_hash(
+            {
+                "teacher": self.teacher,
+                "system": self.system,
+                "messages": [m.model_dump(exclude_none=True) for m in self.messages],
+                "max_tokens": self.max_tokens,
+            }
+        )
+
+
+class Usage(Record):
+    """Tokens of one request, as its provider counts them. Zero for a recorded answer."""
+
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+
+
+class Reply(Record):
+    """What a teacher answered.
+
+    Attributes:
+        stop: Why it stopped, in our words.
+        stop_reason: The same in the provider's words.
+        model: The model as the provider names it in its reply.
+        seconds: Wall time of the request.
+    """
+
+    text: str
+    stop: StopReason
+    stop_reason: str | None = None
+    usage: Usage = Usage()
+    model: str
+    seconds: float = Field(default=0.0, ge=0)
+
+
+class TeacherTerms(Record):
+    """What a teacher's provider allows to be done with its answers."""
+
+    teacher: str
+    licence: str
+    summary: str
+    url: str | None = None
+    accepted: bool = False
+
+
+class DropCount(Record):
+    """How many answers a collection left out of training for one reason."""
+
+    reason: str
+    count: int = Field(ge=0)
+    prompt_ids: tuple[str, ...] = ()
+
+
+class Manifest(Record):
+    """`data/NAME/manifest.json`: what a data set is made of.
+
+    Attributes:
+        rows: Rows a split.
+        sha256: Of each split's file.
+        cost_usd: At the price table's date; 0 for a teacher without a price.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    created: str
+    teacher: str
+    teacher_models: tuple[str, ...] = ()
+    terms: TeacherTerms
+    prompts: int
+    answered: int
+    rows: dict[str, int]
+    families: dict[str, int]
+    sha256: dict[str, str]
+    dropped: tuple[DropCount, ...] = ()
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    prices_dated: str | None = None
+    collection_seconds: float = 0.0
+
+
+class MetricRow(Record):
+    """A row of `metrics.jsonl`.
+
+    Attributes:
+        kind: "step" for an optimizer step, else the split that was evaluated.
+        step: Optimizer steps taken so far.
+        epoch: Position in the data, fractional for a step, whole for an evaluation.
+        loss: Mean cross-entropy in nats over the tokens that carry loss.
+        token_accuracy: Share of those tokens that greedy decoding would have chosen, 0 to 1.
+        target_tokens: How many tokens carried loss.
+        tokens: Real tokens read, padding not counted.
+    """
+
+    kind: Literal["step", "train", "valid", "test"]
+    step: int
+    epoch: float
+    loss: float
+    token_accuracy: float
+    target_tokens: int
+    tokens: int
+    seconds: float
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+class SplitSummary(Record):
+    """Size and hash of one split as it was trained on."""
+
+    rows: int
+    tokens: int
+    target_tokens: int
+    sha256: str
+    skipped: int = 0
+
+
+class ModelRecord(Record):
+    """Which model was used, so that it can be found again.
+
+    Attributes:
+        spec: As the user named it.
+        source: "folder", "hub", "gguf" or "bundled".
+        path: Where it lay.
+        revision: Commit of the Hub, or hash of the source file.
+        licence: As its own files state it.
+    """
+
+    spec: str
+    source: Literal["folder", "hub", "gguf", "bundled"]
+    path: str
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+class RunRecord(Record):
+    """`adapters/RUN/run.json`: what was run, on what, and how it ended.
+
+    Attributes:
+        identity: Hash of all that decides the result. A folder whose identity differs holds another run.
+        status: "running" until the last step is taken and the best adapter is written.
+        config: The training configuration as used.
+        best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
+    """
+
+    format: Literal[1] = 1
+    identity: str
+    status: Literal["running", "finished"]
+    created: str
+    version: str
+    backend: str
+    device: str
+    model: ModelRecord
+    config: dict[str, Any]
+    splits: dict[str, SplitSummary]
+    trainable_parameters: int
+    manifest: Manifest | None = None
+    epochs: int = 0
+    steps: int = 0
+    best_step: int | None = None
+    first_valid_loss: float | None = None
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    test_loss: float | None = None
+    token_accuracy: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    seconds: float | None = None
+
+
+class Generation(Record):
+    """A row of `generations.jsonl`: one contender's answer to one prompt."""
+
+    format: Literal[1] = 1
+    prompt: Prompt
+    contender: Contender
+    model: str
+    text: str
+    stop: StopReason
+    output_tokens: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    max_tokens: int = Field(gt=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer ended by itself, not by the token budget."""
+        return self.stop == "end"
+
+
+class DimensionScore(Record):
+    """A score from 0 to 10 with what it rests on."""
+
+    score: float = Field(ge=0, le=10)
+    rationale: str
+
+
+class Verdict(Record):
+    """A row of `verdicts.jsonl`: one judge's scores for one answer.
+
+    Attributes:
+        judge: "rubric", or the spec of the model that judged.
+        answer_sha256: Hash of the text judged, so that a verdict is never shown with another answer.
+        scores: By dimension id. Empty where the verdict could not be read: missing, never zero.
+        problem: Why it could not be read.
+    """
+
+    format: Literal[1] = 1
+    prompt_id: str
+    contender: Contender
+    judge: str
+    answer_sha256: str
+    scores: dict[str, DimensionScore] = {}
+    problem: str | None = None
+
+    @property
+    def overall(self) -> float | None:
+        """The unweighted mean over the dimensions, or None where nothing was scored."""
+        if not self.scores:
+            return None
+        return sum(s.score for s in self.scores.values()) / len(self.scores)

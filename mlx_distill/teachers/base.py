@@ -1,0 +1,30 @@
+"""What a teacher is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mlx_distill.records import Reply, Request, TeacherTerms
+
+
+class Teacher(Protocol):
+    """Answers requests. Implementations live one a file in this package."""
+
+    #: As the user named it, such as "anthropic:claude-sonnet-4-6".
+    spec: str
+
+    def terms(self) -> TeacherTerms:
+        """What may be done with the answers. `accepted` is False here; the user's consent sets it."""
+        ...
+
+    async def ask(self, request: Request) -> Reply:
+        """Answer one request. May be called many times at once.
+
+        Raises:
+            TeacherError: It could not be answered, and asking again now would not help.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and files."""
+        ...

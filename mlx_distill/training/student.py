@@ -1,0 +1,98 @@
+"""What a student is: the seam between the one training loop and the backends that compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_distill.batches import Batch
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """Sums over tokens, never means, so that any two add up exactly.
+
+    Attributes:
+        loss_sum: Cross-entropy in nats, summed over the tokens that carry loss.
+        correct: Tokens that carry loss and have the highest logit.
+        target_tokens: Tokens that carry loss.
+        tokens: Real tokens read, padding not counted.
+        grad_norm: Norm of the gradient of the mean loss before clipping; None for an evaluation.
+    """
+
+    loss_sum: float
+    correct: int
+    target_tokens: int
+    tokens: int
+    grad_norm: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats a token."""
+        return self.loss_sum / self.target_tokens
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of tokens predicted right, 0 to 1."""
+        return self.correct / self.target_tokens
+
+    def __add__(self, other: StepStats) -> StepStats:
+        return StepStats(
+            self.loss_sum + other.loss_sum,
+            self.correct + other.correct,
+            self.target_tokens + other.target_tokens,
+            self.tokens + other.tokens,
+        )
+
+
+NO_TOKENS = StepStats(0.0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class State:
+    """All that exact resume needs of a backend.
+
+    Attributes:
+        arrays: Adapter (`adapter.*`), optimizer (`optimizer.*`) and random state (`random.*`), by name.
+    """
+
+    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+class Student(Protocol):
+    """A model with a trainable adapter, on some backend."""
+
+    #: What it computes on, such as "Apple M4 Max GPU, bfloat16".
+    device: str
+    trainable_parameters: int
+    #: Values of `architecture`-independent facts for the adapter's configuration file.
+    num_layers: int
+
+    def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
+        """One optimizer step on the mean loss over all target tokens of all micro-batches."""
+        ...
+
+    def evaluate(self, batch: Batch) -> StepStats:
+        """The loss without dropout and without learning."""
+        ...
+
+    def state(self) -> State:
+        """A copy of the adapter, optimizer and random state."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on as if this state had just been reached."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write `adapters.safetensors` and `adapter_config.json` in mlx-lm's layout, atomically."""
+        ...
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory held at once since the student was made."""
+        ...
