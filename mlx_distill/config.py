@@ -115,6 +115,7 @@ class CompareConfig(Settings):
     )
     max_tokens: int = Field(1024, gt=0, description="One token budget for all contenders.")
     out: Path | None = Field(None, description="Folder of the comparison.  [default: visuals/NAME of the run]")
+    fused: Path | None = Field(None, description="Folder of the fused model.  [default: RUN/fused]")
     batch_size: int = Field(8, gt=0, description="Prompts a local model answers at once.")
     concurrency: int = Field(4, gt=0, le=256, description="Requests to a teacher under way at once.")
 
@@ -158,6 +159,7 @@ _DERIVED: dict[str, str] = {
     "fuse.run": "{train.run}",
     "compare.run": "{train.run}",
     "compare.teacher": "{collect.teacher}",
+    "compare.fused": "{fuse.out}",
     "compare.out": "visuals/{name}",
     "judge.comparison": "{compare.out}",
     "report.comparison": "{compare.out}",

@@ -5,6 +5,7 @@
     ├── InputError         (ValueError)     a file or row that cannot be read as what it claims to be
     ├── ModelError         (ValueError)     a model that cannot be found, loaded or used
     ├── TeacherError       (RuntimeError)   a teacher that cannot be reached or refuses to answer
+    │   └── TeacherUnavailableError         the same for every request to it, until the user acts
     ├── TrainingError      (RuntimeError)   a training run that cannot go on
     ├── FolderError        (RuntimeError)   an output folder that is in use or holds something else
     ├── ResourceError      (RuntimeError)   too little disk or memory
@@ -70,6 +71,10 @@ class ModelError(MlxDistillError, ValueError):
 
 class TeacherError(MlxDistillError, RuntimeError):
     """A teacher that cannot be reached, or refuses to work."""
+
+
+class TeacherUnavailableError(TeacherError):
+    """A teacher that will answer nothing until the user acts: no key, a refused key, a spend limit, no such model."""
 
 
 class TrainingError(MlxDistillError, RuntimeError):

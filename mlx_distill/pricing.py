@@ -50,3 +50,8 @@ def price_of(teacher: str) -> Price | None:
         return None
     matches = [known for known in _ANTHROPIC if model == known or model.startswith(known + "-")]
     return _ANTHROPIC[max(matches, key=len)] if matches else None
+
+
+def listed_prices() -> dict[str, Price]:
+    """All models of the table by name, for a comparison of what they would cost."""
+    return dict(_ANTHROPIC)

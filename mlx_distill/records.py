@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "valid", "test"]
+MetricKind = Literal["step", "train", "valid", "test"]
 Contender = Literal["teacher", "base", "distilled"]
 
 #: Why a teacher stopped, in our own words. "end" is the only one that makes a finished answer.
@@ -127,12 +128,18 @@ class Reply(Record):
 
 
 class TeacherTerms(Record):
-    """What a teacher's provider allows to be done with its answers."""
+    """What a teacher's provider allows to be done with its answers.
+
+    Attributes:
+        requires_acceptance: Training on the answers needs the user's word that it is allowed.
+        accepted: The user gave it.
+    """
 
     teacher: str
     licence: str
     summary: str
     url: str | None = None
+    requires_acceptance: bool = False
     accepted: bool = False
 
 
@@ -184,7 +191,7 @@ class MetricRow(Record):
         tokens: Real tokens read, padding not counted.
     """
 
-    kind: Literal["step", "train", "valid", "test"]
+    kind: MetricKind
     step: int
     epoch: float
     loss: float
@@ -278,6 +285,11 @@ class Generation(Record):
         """Whether the answer ended by itself, not by the token budget."""
         return self.stop == "end"
 
+    @property
+    def answer_sha256(self) -> str:
+        """What ties a verdict to this very text."""
+        return content_hash(self.text)
+
 
 class DimensionScore(Record):
     """A score from 0 to 10 with what it rests on."""
@@ -310,3 +322,33 @@ class Verdict(Record):
         if not self.scores:
             return None
         return sum(s.score for s in self.scores.values()) / len(self.scores)
+
+
+class ComparisonRecord(Record):
+    """`comparison.json`: what the answers in `generations.jsonl` were made with.
+
+    Attributes:
+        name: Of the comparison, and of its folder.
+        run: Folder of the training run, as given.
+        teacher: Its spec; None where base and student were compared alone.
+        models: What answered, by contender.
+        prompts: The prompt file, as given.
+        prompts_sha256: Of its content.
+        max_tokens: The one token budget of all contenders.
+        device: Where the local models ran.
+        seconds: Wall time of all answers of a contender.
+        tokens_per_second: Tokens written in that time; a recorded teacher has none.
+    """
+
+    format: Literal[1] = 1
+    name: str
+    run: str
+    created: str
+    teacher: str | None = None
+    models: dict[Contender, str]
+    prompts: str | None = None
+    prompts_sha256: str
+    max_tokens: int = Field(gt=0)
+    device: str
+    seconds: dict[Contender, float] = {}
+    tokens_per_second: dict[Contender, float] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlx_distill.records import Reply, Request, TeacherTerms
 
@@ -28,3 +28,16 @@ class Teacher(Protocol):
     async def close(self) -> None:
         """Let go of connections and files."""
         ...
+
+
+@runtime_checkable
+class Revisioned(Protocol):
+    """A teacher whose answers can change under the same spec, such as a folder that is edited."""
+
+    #: Hash or commit of what answers.
+    revision: str
+
+
+def request_name(teacher: Teacher) -> str:
+    """What `Request.teacher` holds: the spec, and the revision of a teacher that has one."""
+    return f"{teacher.spec}@{teacher.revision}" if isinstance(teacher, Revisioned) else teacher.spec

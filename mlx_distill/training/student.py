@@ -70,8 +70,6 @@ class Student(Protocol):
     #: What it computes on, such as "Apple M4 Max GPU, bfloat16".
     device: str
     trainable_parameters: int
-    #: Values of `architecture`-independent facts for the adapter's configuration file.
-    num_layers: int
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
         """One optimizer step on the mean loss over all target tokens of all micro-batches."""
@@ -91,6 +89,10 @@ class Student(Protocol):
 
     def save_adapter(self, folder: Path) -> None:
         """Write `adapters.safetensors` and `adapter_config.json` in mlx-lm's layout, atomically."""
+        ...
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take the adapter that `save_adapter` wrote; the optimizer stays as it is."""
         ...
 
     def peak_memory_bytes(self) -> int:

@@ -1,0 +1,66 @@
+"""What MLX computes on, and how much memory that took. The parts that only a Mac can show are all here."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+
+import mlx.core as mx
+
+from mlx_distill.backends.mlx import blas
+
+#: Share of the GPU's recommended working set that MLX may keep wired, so that weights are not paged out.
+_WIRED_SHARE = 0.9
+
+
+def on_gpu() -> bool:
+    """Whether MLX's default device is a GPU (Metal or CUDA)."""
+    return bool(mx.default_device() == mx.gpu)
+
+
+def describe_device() -> str:
+    """What MLX computes on, in words."""
+    if not on_gpu():
+        return f"CPU ({platform.machine()}, {blas.describe()})"
+    info = mx.device_info()
+    return f"GPU ({info.get('device_name', 'unknown')})"
+
+
+def prepare_memory() -> None:
+    """On Metal, wire memory for the weights; elsewhere nothing is needed."""
+    if mx.metal.is_available():
+        limit = int(mx.device_info().get("max_recommended_working_set_size", 0) * _WIRED_SHARE)
+        if limit:
+            mx.set_wired_limit(limit)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held at once: MLX's own count on a GPU, the process's resident set on a CPU."""
+    if on_gpu():
+        return int(mx.get_peak_memory())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def measure_matmul(size: int = 1024, *, seconds: float = 0.5) -> float:
+    """Speed of a square matrix product on the default device.
+
+    Args:
+        size: Rows and columns.
+        seconds: How long to repeat it; the fastest repeat counts.
+
+    Returns:
+        GFLOP/s in float32.
+    """
+    a = mx.random.normal((size, size))
+    b = mx.random.normal((size, size))
+    mx.eval(a, b, a @ b)
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        mx.eval(a @ b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9

@@ -1,0 +1,132 @@
+"""Answers of a local model, many at once, with mlx-lm's continuous batching.
+
+Greedy, so that the same model gives the same answers. A prompt is padded to the longest of its batch, which changes
+sums in the last bits: another batch size may, rarely, tip an answer another way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.utils import load_tokenizer
+
+from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.loading import load_frozen
+from mlx_distill.dataset import as_template_message
+from mlx_distill.errors import InputError
+from mlx_distill.models.folder import context_length
+from mlx_distill.models.tokenizer import require_chat_template
+from mlx_distill.progress import Bar
+from mlx_distill.records import Message, StopReason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        index: Of the conversation answered.
+        stop: "end" if the model ended by itself, "length" if the budget cut it.
+        tokens: Written, the end mark not counted.
+        seconds: From the start of the whole batch to the end of this answer.
+    """
+
+    index: int
+    text: str
+    stop: StopReason
+    tokens: int
+    seconds: float
+
+
+class Generator:
+    """A local model that answers conversations.
+
+    Args:
+        folder: A model in Hugging Face layout.
+
+    Raises:
+        ModelError: It does not load, or has no chat template.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        device.prepare_memory()
+        self._model, _ = load_frozen(folder)
+        self._model.eval()
+        self._tokenizer = load_tokenizer(folder)
+        require_chat_template(self._tokenizer, str(folder))
+        self._context = context_length(folder)
+        self.device = device.describe_device()
+
+    def answer(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        max_tokens: int,
+        batch_size: int,
+        names: Sequence[str] | None = None,
+        bar: Bar | None = None,
+    ) -> Iterator[Answer]:
+        """Answer every conversation, in the order in which the answers end.
+
+        Args:
+            conversations: Each ends with what is to be answered.
+            max_tokens: Budget of an answer.
+            batch_size: Conversations answered at once.
+            names: What to call them in an error.
+            bar: Advanced by the tokens written.
+
+        Raises:
+            InputError: A conversation leaves no room for an answer in the model's context.
+        """
+        prompts = [self._encode(c) for c in conversations]
+        for at, prompt in enumerate(prompts):
+            if self._context is not None and len(prompt) + max_tokens > self._context:
+                name = names[at] if names else f"conversation {at + 1}"
+                raise InputError(
+                    f"{name}: {len(prompt)} tokens of prompt and {max_tokens} of answer do not fit into the model's "
+                    f"context of {self._context}.",
+                    hint="Shorten the prompt, or lower --max-tokens.",
+                )
+        return self._generate(prompts, max_tokens, batch_size, bar or Bar())
+
+    def _encode(self, conversation: Sequence[Message]) -> list[int]:
+        messages = [as_template_message(m) for m in conversation]
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _generate(self, prompts: list[list[int]], max_tokens: int, batch_size: int, bar: Bar) -> Iterator[Answer]:
+        started = time.perf_counter()
+        generator = BatchGenerator(
+            self._model,
+            stop_tokens=[[token] for token in self._tokenizer.eos_token_ids],
+            completion_batch_size=batch_size,
+            prefill_batch_size=batch_size,
+        )
+        try:
+            # Longest first: prompts of like length are padded least, and the last to start is the quickest to read.
+            order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+            uids = generator.insert([prompts[i] for i in order], [max_tokens] * len(order))
+            index_of = dict(zip(uids, order, strict=True))
+            written: dict[int, list[int]] = {uid: [] for uid in uids}
+            while responses := generator.next_generated():
+                for response in responses:
+                    if response.finish_reason != "stop":
+                        written[response.uid].append(response.token)
+                        bar.advance()
+                    if response.finish_reason is not None:
+                        tokens = written.pop(response.uid)
+                        yield Answer(
+                            index=index_of[response.uid],
+                            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+                            stop="end" if response.finish_reason == "stop" else "length",
+                            tokens=len(tokens),
+                            seconds=time.perf_counter() - started,
+                        )
+        finally:
+            generator.close()
+            mx.clear_cache()

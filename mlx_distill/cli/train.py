@@ -1,0 +1,76 @@
+"""`mlx-distill train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_distill import layout
+from mlx_distill.cli.command import command as make_command
+from mlx_distill.cli.console import Summary
+from mlx_distill.config import TrainConfig
+from mlx_distill.progress import Progress
+from mlx_distill.records import RunRecord
+
+
+@make_command(
+    TrainConfig,
+    examples="""
+    mlx-distill train --data data/mine --run adapters/mine
+    mlx-distill train --data data/mine --model smollm2-135m --run adapters/small --layers 8 --epochs 2
+    mlx-distill train --data data/mine --run adapters/mine --micro-batch-size 1     (less memory, same update)
+    """,
+    keeps="A checkpoint was saved; the same command goes on from it.",
+)
+def command(config: TrainConfig, progress: Progress) -> Summary:
+    """Train a LoRA adapter on a data set.
+
+    --data takes any folder in mlx-lm's layout: train.jsonl and, if there, valid.jsonl and test.jsonl, with rows of
+    {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter is in mlx-lm's format.
+    """
+    from mlx_distill.training.run import train
+
+    return summarise(config, train(config, progress))
+
+
+def summarise(config: TrainConfig, record: RunRecord) -> Summary:
+    """What `train` prints."""
+    adapter = layout.RunFolder(config.run).adapter
+    data: dict[str, Any] = {
+        key: getattr(record, key)
+        for key in (
+            "epochs",
+            "steps",
+            "best_step",
+            "first_valid_loss",
+            "train_loss",
+            "valid_loss",
+            "test_loss",
+            "token_accuracy",
+            "tokens_per_second",
+            "peak_memory_bytes",
+            "seconds",
+            "trainable_parameters",
+        )
+    }
+    data["adapter"] = str(adapter)
+    lines = [
+        f"Trained {record.trainable_parameters / 1e6:.1f}M parameters of {record.model.name}, {record.epochs} epochs."
+    ]
+    if record.valid_loss is not None and record.first_valid_loss is not None:
+        lines.append(
+            f"  validation loss  {record.first_valid_loss:.4f} → {record.valid_loss:.4f}"
+            f"  (best at step {record.best_step} of {record.steps})"
+        )
+    elif record.train_loss is not None:
+        lines.append(f"  train loss       {record.train_loss:.4f}")
+    if record.token_accuracy is not None:
+        lines.append(f"  token accuracy   {record.token_accuracy:.1%}")
+    if record.test_loss is not None:
+        lines.append(f"  test loss        {record.test_loss:.4f}")
+    if record.seconds and record.tokens_per_second and record.peak_memory_bytes:
+        lines.append(
+            f"  {record.seconds:.0f} s, {record.tokens_per_second:,.0f} real tokens/s, "
+            f"{record.peak_memory_bytes / 1e9:.1f} GB at most, on {record.device}"
+        )
+    lines.append(f"  adapter          {adapter}")
+    return Summary(data, lines)

@@ -1,0 +1,304 @@
+"""`run`: walk a recipe from prompts to report, skipping each step whose inputs have not changed.
+
+After a step, a stamp beside its output notes what it was made from: its configuration, the format number of its code,
+and the content of the files it read and wrote. A step whose stamp still holds is skipped. Steps pick up their own
+interrupted work, so an interrupted walk goes on where it stopped.
+
+Writes: `.steps/STEP.json` in each step's folder, beside what the steps write.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_distill import layout
+from mlx_distill.config import Recipe, Settings
+from mlx_distill.errors import ConfigError, InputError
+from mlx_distill.progress import SILENT, Progress
+from mlx_distill.records import Record, content_hash
+
+STEPS = ("prompts", "collect", "train", "fuse", "compare", "judge", "report")
+
+
+class FileMark(Record):
+    """What a file held. Size and time tell cheaply that it has not changed; the hash tells for sure."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Stamp(Record):
+    """What a step's output was made from.
+
+    Attributes:
+        setting: Hash of the step's configuration and of its code's format number.
+        files: Every file it read or wrote, by path.
+    """
+
+    format: Literal[1] = 1
+    setting: str
+    files: dict[str, FileMark]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a walk.
+
+    Attributes:
+        folder: Where its stamp goes.
+        reads: Files whose content decides the result.
+        writes: Files that must be there afterwards.
+        code: Format number of its code.
+        facts: What else decides the result, such as a teacher's revision.
+        run: Does it.
+        displace: Moves an earlier result out of the way, so that `--force` starts anew. Nothing is deleted.
+    """
+
+    name: str
+    config: Settings
+    folder: Path
+    reads: Sequence[Path]
+    writes: Sequence[Path]
+    code: int
+    run: Callable[[Progress], Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    displace: Callable[[], None] = lambda: None
+
+    @property
+    def setting(self) -> str:
+        """Identity of all but the files."""
+        return content_hash([self.name, self.config.model_dump(mode="json"), self.code, self.facts])
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """How a step of a walk went."""
+
+    step: str
+    status: Literal["done", "unchanged"]
+    seconds: float
+
+
+def walk(recipe: Recipe, *, force: Sequence[str] = (), progress: Progress = SILENT) -> list[StepOutcome]:
+    """Walk a recipe.
+
+    Args:
+        force: Steps to run again although nothing changed. What they made before is moved aside, and answers that
+            were paid for are kept.
+
+    Raises:
+        ConfigError: A forced step does not exist.
+        MlxDistillError: A step failed; those before it stand.
+    """
+    for name in force:
+        if name not in STEPS:
+            raise ConfigError(f"--force {name}: there is no such step.", hint=f"Steps: {', '.join(STEPS)}.")
+    # The recipe's name is held against a second walk; each step also holds the folder that it writes.
+    with layout.lock(layout.DataFolder(recipe.collect.out).root / ".steps"):
+        return _walk(recipe, force, progress)
+
+
+def _walk(recipe: Recipe, force: Sequence[str], progress: Progress) -> list[StepOutcome]:
+    outcomes: list[StepOutcome] = []
+    for make in (_prompts, _collect, _train, _fuse, _compare, _judge, _report):
+        started = time.perf_counter()
+        step = make(recipe)
+        forced = step.name in force
+        if not forced and _unchanged(step):
+            progress.say(f"{step.name}: unchanged, skipped.")
+            outcomes.append(StepOutcome(step.name, "unchanged", time.perf_counter() - started))
+            continue
+        progress.say(f"{step.name}: {_purpose(step.config)}")
+        if forced:
+            step.displace()
+        step.run(progress)
+        _write_stamp(make(recipe))
+        outcomes.append(StepOutcome(step.name, "done", time.perf_counter() - started))
+    return outcomes
+
+
+def _purpose(config: Settings) -> str:
+    return (type(config).__doc__ or "").strip().splitlines()[0]
+
+
+def _unchanged(step: Step) -> bool:
+    path = layout.stamp(step.folder, step.name)
+    if not path.exists():
+        return False
+    try:
+        stamp = layout.read_record(path, Stamp)
+    except InputError:
+        return False
+    expected = {str(file) for file in (*step.reads, *step.writes)}
+    if stamp.setting != step.setting or set(stamp.files) != expected:
+        return False
+    return all(_same(Path(name), mark) for name, mark in stamp.files.items())
+
+
+def _same(path: Path, mark: FileMark) -> bool:
+    if not path.is_file():
+        return False
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (mark.size, mark.mtime_ns):
+        return True
+    return stat.st_size == mark.size and layout.file_sha256(path) == mark.sha256
+
+
+def _write_stamp(step: Step) -> None:
+    files = {}
+    for path in (*step.reads, *step.writes):
+        stat = path.stat()
+        files[str(path)] = FileMark(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=layout.file_sha256(path))
+    stamp = Stamp(setting=step.setting, files=files)
+    layout.write_text(layout.stamp(step.folder, step.name), stamp.model_dump_json(indent=2) + "\n")
+
+
+def _aside(path: Path) -> None:
+    """Rename a file or folder to PATH.before-N, with the first N that is free."""
+    if not path.exists():
+        return
+    number = 1
+    while (target := path.with_name(f"{path.name}.before-{number}")).exists():
+        number += 1
+    path.rename(target)
+
+
+def _revision(teacher: str) -> str:
+    """What answers under a teacher's spec now; opened only where that costs nothing."""
+    if not teacher.startswith("recorded:"):
+        return teacher
+    from mlx_distill.teachers.base import request_name
+    from mlx_distill.teachers.registry import open_teacher
+
+    return request_name(open_teacher(teacher))
+
+
+def _prompts(recipe: Recipe) -> Step:
+    from mlx_distill import prompts
+
+    config = recipe.prompts
+    assert config.out is not None
+    out = config.out
+
+    def run(_progress: Progress) -> None:
+        prompts.write_prompts(out, prompts.load_prompts(config.file, modifiers=config.modifiers))
+
+    return Step("prompts", config, out.parent, [layout.find_input(config.file)], [out], prompts.CODE_FORMAT, run)
+
+
+def _collect(recipe: Recipe) -> Step:
+    from mlx_distill.collect import run as collecting
+
+    config = recipe.collect
+    folder = layout.DataFolder(config.out)
+
+    def run(progress: Progress) -> None:
+        manifest = collecting.collect_from_spec(config, progress)
+        collecting.require_all_answered(manifest)
+
+    return Step(
+        "collect",
+        config,
+        folder.root,
+        [config.prompts],
+        [folder.manifest, folder.split("train")],
+        collecting.CODE_FORMAT,
+        run,
+        facts={"teacher": _revision(config.teacher)},
+    )
+
+
+def _train(recipe: Recipe) -> Step:
+    from mlx_distill.training import run as training
+
+    config = recipe.train
+    data = layout.DataFolder(config.data)
+    folder = layout.RunFolder(config.run)
+    splits = [data.split(name) for name in layout.SPLITS if data.split(name).exists()]
+    return Step(
+        "train",
+        config,
+        folder.root,
+        splits,
+        [folder.adapter, folder.adapter_config, folder.record],
+        training.CODE_FORMAT,
+        lambda progress: training.train(config, progress),
+        displace=lambda: _aside(folder.root),
+    )
+
+
+def _fuse(recipe: Recipe) -> Step:
+    from mlx_distill import fuse as fusing
+
+    config = recipe.fuse
+    run = layout.RunFolder(config.run)
+    out = fusing.fused_folder(config)
+    weights = sorted(out.glob("*.safetensors")) or [out / "model.safetensors"]
+    return Step(
+        "fuse",
+        config,
+        run.root,
+        [run.adapter],
+        [out / fusing.RECORD_NAME, *weights],
+        fusing.CODE_FORMAT,
+        lambda progress: fusing.fuse(config, progress),
+    )
+
+
+def _compare(recipe: Recipe) -> Step:
+    from mlx_distill import compare as comparing
+    from mlx_distill import fuse as fusing
+
+    config = recipe.compare
+    folder = layout.ComparisonFolder(comparing.comparison_folder(config))
+    run = layout.RunFolder(config.run)
+    return Step(
+        "compare",
+        config,
+        folder.root,
+        [layout.find_input(config.prompts), (config.fused or run.fused) / fusing.RECORD_NAME],
+        [folder.generations, folder.record],
+        comparing.CODE_FORMAT,
+        lambda progress: comparing.compare(config, progress),
+        facts={"teacher": _revision(config.teacher) if config.teacher else None},
+        displace=lambda: _aside(folder.generations),
+    )
+
+
+def _judge(recipe: Recipe) -> Step:
+    from mlx_distill.judges import run as judging
+
+    config = recipe.judge
+    folder = layout.ComparisonFolder(config.comparison)
+    return Step(
+        "judge",
+        config,
+        folder.root,
+        [folder.generations],
+        [folder.verdicts],
+        judging.CODE_FORMAT,
+        lambda progress: judging.judge_from_spec(config, progress),
+        displace=lambda: _aside(folder.verdicts),
+    )
+
+
+def _report(recipe: Recipe) -> Step:
+    from mlx_distill.report import run as reporting
+
+    config = recipe.report
+    folder = layout.ComparisonFolder(config.comparison)
+    run = layout.RunFolder(recipe.compare.run)
+    return Step(
+        "report",
+        config,
+        folder.root,
+        [folder.generations, folder.verdicts, folder.record, run.record, run.metrics],
+        [folder.report, folder.results, folder.pipeline],
+        reporting.CODE_FORMAT,
+        lambda progress: reporting.report(config, progress),
+    )
