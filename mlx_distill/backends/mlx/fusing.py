@@ -11,6 +11,7 @@ from mlx_lm.utils import load_model, save_config, save_model
 
 from mlx_distill.backends.mlx.loading import load_adapter
 from mlx_distill.errors import ModelError
+from mlx_distill.models.folder import rotary_settings
 
 
 def fuse_into(base: Path, adapter: Path, out: Path) -> int:
@@ -30,7 +31,7 @@ def fuse_into(base: Path, adapter: Path, out: Path) -> int:
     Raises:
         ModelError: The adapter does not fit the base.
     """
-    model, config = load_model(base, lazy=True)
+    model, config = load_model(base, lazy=True, model_config=rotary_settings(base))
     load_adapter(model, adapter)
     fused = [(name, _fuse(module)) for name, module in model.named_modules() if hasattr(module, "fuse")]
     if not fused:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlx_distill.backends.mlx.device import on_gpu
 from mlx_distill.config import TrainConfig
 from mlx_distill.errors import ConfigError, ModelError
+from mlx_distill.models.folder import rotary_settings
 
 #: Leaves of a module that an adapter trains: the two factors of LoRA, and DoRA's magnitude.
 ADAPTER_LEAVES = {"lora_a", "lora_b", "m"}
@@ -39,7 +40,7 @@ def load_frozen(folder: Path, *, dtype: str = "auto") -> tuple[nn.Module, dict[s
         ModelError: mlx-lm does not know the architecture, or the files are damaged.
     """
     try:
-        model, config = load_model(folder, lazy=True)
+        model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
     except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: mlx-lm could not load this model: {error}",
