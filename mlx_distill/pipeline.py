@@ -282,7 +282,7 @@ def _judge(recipe: Recipe) -> Step:
         [folder.generations],
         [folder.verdicts],
         judging.CODE_FORMAT,
-        lambda progress: judging.judge_from_spec(config, progress),
+        lambda progress: judging.judge(config, judging.judge_from_spec(config, progress), progress),
         displace=lambda: _aside(folder.verdicts),
     )
 
