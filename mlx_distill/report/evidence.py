@@ -1,0 +1,178 @@
+"""Everything that a report is drawn from, read once.
+
+Reads: `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl}`, `adapters/RUN/{run.json,metrics.jsonl}`
+(the data set's manifest lies in `run.json`). Only the generations must be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mlx_distill.errors import InputError
+from mlx_distill.layout import ComparisonFolder, RunFolder, read_record, read_rows
+from mlx_distill.records import (
+    ComparisonRecord,
+    Generation,
+    Manifest,
+    MetricRow,
+    Prompt,
+    RunRecord,
+    Verdict,
+)
+from mlx_distill.report.wording import CONTENDER_TITLES
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a comparison.
+
+    Attributes:
+        run_path: Folder of the training run; None where none was found.
+        generations: One a prompt and contender, the latest.
+        verdicts: Those whose answer is the one shown.
+        stale: How many verdicts were left out because they judge an earlier answer and none judges this one.
+        metrics: In the order of training, each step and evaluation once.
+    """
+
+    folder: ComparisonFolder
+    name: str
+    record: ComparisonRecord | None
+    run_path: Path | None
+    run: RunRecord | None
+    generations: tuple[Generation, ...]
+    verdicts: tuple[Verdict, ...]
+    stale: int
+    metrics: tuple[MetricRow, ...]
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of the data set that the student learned from."""
+        return self.run.manifest if self.run else None
+
+    @property
+    def teacher(self) -> str | None:
+        """The spec of the teacher: of the comparison, else of the data set."""
+        if self.record and self.record.teacher:
+            return self.record.teacher
+        return self.manifest.teacher if self.manifest else None
+
+    @cached_property
+    def contenders(self) -> tuple[str, ...]:
+        """Who answered, in the order of display."""
+        present = {g.contender for g in self.generations}
+        return tuple(c for c in CONTENDER_TITLES if c in present)
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What was asked, in the order of asking."""
+        return tuple({g.prompt.id: g.prompt for g in self.generations}.values())
+
+    @cached_property
+    def models(self) -> dict[str, str]:
+        """What answered, by contender."""
+        return {g.contender: g.model for g in self.generations}
+
+    @cached_property
+    def judges(self) -> tuple[str, ...]:
+        """Who judged: models first, the rubric last."""
+        names = dict.fromkeys(v.judge for v in self.verdicts)
+        return tuple(sorted(names, key=lambda name: name == "rubric"))
+
+    @cached_property
+    def _answers(self) -> dict[tuple[str, str], Generation]:
+        return {(g.prompt.id, g.contender): g for g in self.generations}
+
+    @cached_property
+    def _verdicts(self) -> dict[tuple[str, str, str], Verdict]:
+        return {(v.judge, v.prompt_id, v.contender): v for v in self.verdicts}
+
+    def answer(self, prompt_id: str, contender: str) -> Generation | None:
+        """What a contender said."""
+        return self._answers.get((prompt_id, contender))
+
+    def verdict(self, judge: str, prompt_id: str, contender: str) -> Verdict | None:
+        """What a judge made of it."""
+        return self._verdicts.get((judge, prompt_id, contender))
+
+    def of(self, contender: str) -> list[Generation]:
+        """All answers of a contender."""
+        return [g for g in self.generations if g.contender == contender]
+
+    def speed(self, contender: str) -> float | None:
+        """Tokens a second of a contender, None where they were not measured."""
+        speeds = self.record.tokens_per_second.items() if self.record else ()
+        return next((speed for name, speed in speeds if name == contender), None)
+
+
+def read_evidence(root: Path) -> Evidence:
+    """Read what lies in a comparison's folder, and the run it came from.
+
+    Raises:
+        InputError: There are no generations, or a file is not what it claims to be.
+    """
+    folder = ComparisonFolder(root)
+    name = root.resolve().name
+    generations: dict[tuple[str, str], Generation] = {
+        (g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)
+    }
+    if not generations:
+        raise InputError(
+            "there are no answers to report on.",
+            path=folder.generations,
+            hint=f"Let the contenders answer:  mlx-distill compare adapters/{name} "
+            f"--prompts data/prompts/heldout.toml --out {root}",
+        )
+    record = read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
+    run_path = _find_run(root, name, record)
+    run, metrics = _read_run(run_path)
+    verdicts, stale = _fitting(read_rows(folder.verdicts, Verdict), generations)
+    return Evidence(
+        folder=folder,
+        name=record.name if record else name,
+        record=record,
+        run_path=run_path,
+        run=run,
+        generations=tuple(generations.values()),
+        verdicts=verdicts,
+        stale=stale,
+        metrics=metrics,
+    )
+
+
+def _fitting(
+    verdicts: Iterable[Verdict], generations: Mapping[tuple[str, str], Generation]
+) -> tuple[tuple[Verdict, ...], int]:
+    """The latest verdict of each judge on each present answer, and how many answers have only outdated ones."""
+    fitting: dict[tuple[str, str, str], Verdict] = {}
+    outdated: set[tuple[str, str, str]] = set()
+    for verdict in verdicts:
+        answer = generations.get((verdict.prompt_id, verdict.contender))
+        key = (verdict.judge, verdict.prompt_id, verdict.contender)
+        if answer is None:
+            continue
+        if verdict.answer_sha256 == answer.answer_sha256:
+            fitting[key] = verdict
+        else:
+            outdated.add(key)
+    return tuple(fitting.values()), len(outdated - fitting.keys())
+
+
+def _find_run(root: Path, name: str, record: ComparisonRecord | None) -> Path | None:
+    """The run's folder: as recorded, else from the project's root, else the one of the comparison's name."""
+    project = root.resolve().parent.parent
+    named = Path(record.run) if record else Path("adapters") / name
+    places = [named, project / named]
+    return next((place for place in places if RunFolder(place).record.exists()), None)
+
+
+def _read_run(path: Path | None) -> tuple[RunRecord | None, tuple[MetricRow, ...]]:
+    if path is None:
+        return None, ()
+    folder = RunFolder(path)
+    run = read_record(folder.record, RunRecord)
+    # A run that was interrupted and went on may have noted a step twice; the later note counts.
+    rows = {(row.kind, row.step): row for row in read_rows(folder.metrics, MetricRow)}
+    return run, tuple(sorted(rows.values(), key=lambda row: row.step))
