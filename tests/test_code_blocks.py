@@ -103,8 +103,8 @@ def test_prose_and_blocks_share_the_lines_out() -> None:
 @pytest.mark.parametrize(
     "piece",
     [
-        "```python\nx = 1\n```\n\n", "```\n", "```a b`\n", "> ", "- ", "`", "~~~\n```\n", "- a\n", "word ", "*a **b [c](",
-        "\n", "\0", "1. ```\n", "> > > ```\n", "<div>\n",
+        "```python\nx = 1\n```\n\n", "```\n", "```a b`\n", "> ", "- ", "`", "~~~\n```\n", "- a\n", "word ",
+        "*a **b [c](", "\n", "\0", "1. ```\n", "> > > ```\n", "<div>\n",
     ],
 )  # fmt: skip
 def test_time_is_linear_in_a_hostile_answer(piece: str) -> None:
