@@ -9,17 +9,25 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mlx_distill.budget import Budget
+from mlx_distill.committing import Committer
 from mlx_distill.errors import TeacherError, TeacherUnavailableError
 from mlx_distill.ledger import Ledger
-from mlx_distill.pricing import FREE, PRICES_DATED, Price, price_of
+from mlx_distill.pricing import FREE, PRICES_DATED, price_of
 from mlx_distill.progress import SILENT, Bar, Progress
-from mlx_distill.records import Request
+from mlx_distill.records import Reply, Request
 from mlx_distill.teachers.base import Teacher
+from mlx_distill.teachers.sending import Paced, Sending, watched
 
 T = TypeVar("T")
+
+#: What to ask in place of a request whose reply was this; None where the reply stands.
+FollowUp = Callable[[Request, Reply], Request | None]
 
 #: How long an interrupted run waits for the answers under way: they are paid for whether it waits or not.
 DRAIN_SECONDS = 60.0
@@ -27,16 +35,32 @@ DRAIN_SECONDS = 60.0
 #: Failures told one by one; the ledger has the rest.
 _FAILURES_TOLD = 3
 
+#: Workers beside those that send: they commit, before and after, while the others are on the wire.
+_COMMITTING_SHARE = 4
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How asking ended.
+
+    Attributes:
+        left: Requests that were not sent, since their worst case did not fit into the budget.
+    """
+
+    left: int = 0
+
 
 async def ask_all(
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     teacher: Teacher,
     ledger: Ledger,
     *,
     concurrency: int,
     progress: Progress = SILENT,
     title: str = "Asking the teacher",
-) -> None:
+    budget: Budget | None = None,
+    follow_up: FollowUp = lambda _request, _reply: None,
+) -> Asked:
     """Send every request that has no reply yet.
 
     A request that fails is noted as failed and does not stop the others. When the teacher can answer nothing at
@@ -44,41 +68,63 @@ async def ask_all(
     under way are waited for (at most `DRAIN_SECONDS`) and their replies are kept; then the error is raised.
 
     Args:
-        concurrency: Requests under way at once.
+        concurrency: Requests under way at once; fewer where the provider's rate limits say so.
+        budget: Holds back what could pass its limit; without it nothing is held back.
+        follow_up: What is asked next, where a reply does not stand as it is.
 
     Raises:
         TeacherUnavailableError: No key, a refused key, a spend limit and the like.
         ResourceError: A reply could not be stored.
     """
-    ledger.plan(requests)
     by_key = {request.key: request for request in requests}
+    ledger.plan(by_key.values())
     todo = ledger.unsent(by_key)
     if not todo:
-        return
+        return Asked()
     with progress.task(title, total=len(todo), unit="answers") as bar:
-        crew = _Crew(teacher, ledger, (by_key[key] for key in todo), progress, bar)
-        await crew.run(min(concurrency, len(todo)))
+        async with Committer(ledger) as committer:
+            queue = deque(by_key[key] for key in todo)
+            del by_key
+            crew = _Crew(teacher, ledger, committer, queue, budget or Budget(price_of(teacher.spec)), progress, bar)
+            crew.follow_up = follow_up
+            await crew.run(concurrency)
+    return Asked(left=crew.left)
 
 
 class _Crew:
     """Workers that take requests from one queue."""
 
+    follow_up: FollowUp
+
     def __init__(
-        self, teacher: Teacher, ledger: Ledger, queue: Iterator[Request], progress: Progress, bar: Bar
+        self,
+        teacher: Teacher,
+        ledger: Ledger,
+        committer: Committer,
+        queue: deque[Request],
+        budget: Budget,
+        progress: Progress,
+        bar: Bar,
     ) -> None:
         self._teacher = teacher
+        self._pace = teacher if isinstance(teacher, Paced) else None
         self._ledger = ledger
+        self._committer = committer
         self._queue = queue
+        self._budget = budget
         self._progress = progress
         self._bar = bar
-        self._price: Price | None = price_of(teacher.spec)
         self._cost = 0.0
         self._failures = 0
         self._under_way = 0
+        self._preparing: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self.left = 0
 
-    async def run(self, size: int) -> None:
-        workers = [asyncio.create_task(self._work()) for _ in range(size)]
+    async def run(self, concurrency: int) -> None:
+        self._slots = asyncio.Semaphore(concurrency)
+        size = min(concurrency + max(1, concurrency // _COMMITTING_SHARE), len(self._queue))
+        workers: list[asyncio.Task[None]] = [asyncio.create_task(self._work()) for _ in range(size)]
         try:
             await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -90,12 +136,15 @@ class _Crew:
             raise first
 
     async def _drain(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        for worker in self._preparing:
+            worker.cancel()  # It has sent nothing.
         pending = [worker for worker in workers if not worker.done()]
         try:
-            if pending:
+            if self._under_way:
                 self._progress.say(
                     f"Stopping. Waiting for {self._under_way} answers under way; interrupt again not to wait."
                 )
+            if pending:
                 await asyncio.wait(pending, timeout=DRAIN_SECONDS)
         finally:
             for worker in pending:
@@ -104,35 +153,117 @@ class _Crew:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self) -> None:
-        for request in self._queue:
-            if self._stopping:
-                return
-            self._under_way += 1
-            try:
-                await self._ask(request)
-            finally:
-                self._under_way -= 1
+        while self._queue and not self._stopping:
+            request: Request | None = self._queue.popleft()
+            while request is not None and not self._stopping:
+                request = await self._ask(request)
 
-    async def _ask(self, request: Request) -> None:
-        self._ledger.mark_sent(request.key)
+    async def _ask(self, request: Request) -> Request | None:
+        """Ask one request.
+
+        Returns:
+            What to ask next in its place, if its reply does not stand.
+        """
+        worst = self._budget.worst(request)
+        if not await self._prepare(request, worst):
+            self.left += 1
+            return None
+
+        async def note_cut() -> bool:
+            if not self._budget.take(worst):
+                return False
+            await self._committer.do(lambda: self._ledger.record_cut(request.key))
+            return True
+
+        sending = Sending(note_cut)
+        spent: float | None = None
         try:
-            reply = await self._teacher.ask(request)
+            outcome = await self._send(request, sending)
+            if isinstance(outcome, Reply) and self._budget.price is not None:
+                spent = self._budget.price.cost(outcome.usage)
+        finally:
+            # What was taken for a further sending stays taken; so does a last one whose fate is not known.
+            await self._budget.settle(worst, worst if sending.cut_last and spent is None else spent)
+        if isinstance(outcome, Reply):
+            return await self._keep(request, outcome, spent, sending)
+        error = outcome
+        await self._committer.do(lambda: self._ledger.record_failure(request.key, error.message, cut=sending.cut_last))
+        if isinstance(error, TeacherUnavailableError):
+            raise error
+        self._tell(request, error)
+        self._bar.advance()
+        return None
+
+    async def _prepare(self, request: Request, worst: float | None) -> bool:
+        """Wait until a request may be sent, and mark it as sent. False if the budget has no room for it.
+
+        A cancellation in here leaves the request as it was.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._preparing.add(task)
+        entered = marked = False
+        try:
+            if not await self._budget.reserve(worst):
+                return False
+            if self._pace is not None:
+                await self._pace.enter(request)
+                entered = True
+            marked = True
+            await self._committer.do(lambda: self._ledger.mark_sent(request.key, worst_usd=worst))
+            await self._slots.acquire()
+        except asyncio.CancelledError:
+            if entered and self._pace is not None:
+                self._pace.leave()
+            if marked:
+                await self._committer.do(lambda: self._ledger.take_back(request.key))
+            raise
+        finally:
+            self._preparing.discard(task)
+        return True
+
+    async def _send(self, request: Request, sending: Sending) -> Reply | TeacherError:
+        self._under_way += 1
+        try:
+            with watched(sending):
+                return await self._teacher.ask(request)
         except TeacherError as error:
-            self._ledger.record_failure(request.key, error.message)
-            if isinstance(error, TeacherUnavailableError):
-                # At once, before another worker takes its next request.
-                self._stopping = True
-                raise
-            self._tell(request, error)
-            self._bar.advance()
-            return
-        cost = self._price.cost(reply.usage) if self._price else None
-        self._ledger.record_reply(request.key, reply, cost_usd=cost, prices_dated=PRICES_DATED if cost else None)
+            # At once, before another worker takes its next request.
+            self._stop_if_hopeless(error)
+            return error
+        finally:
+            self._under_way -= 1
+            self._slots.release()
+            if self._pace is not None:
+                self._pace.leave()
+
+    def _stop_if_hopeless(self, error: TeacherError) -> None:
+        if isinstance(error, TeacherUnavailableError) and not self._stopping:
+            self._stopping = True
+            for worker in self._preparing:
+                worker.cancel()
+
+    async def _keep(self, request: Request, reply: Reply, cost: float | None, sending: Sending) -> Request | None:
+        further = self.follow_up(request, reply)
+
+        def store() -> None:
+            self._ledger.record_reply(
+                request.key, reply, cost_usd=cost, prices_dated=PRICES_DATED if cost else None, cut=sending.cut_last
+            )
+            if further is not None:
+                self._ledger.plan([further])
+
+        await self._committer.do(store)
         self._cost += cost or 0.0
-        if self._price is None or self._price == FREE:
+        if further is not None:
+            state = await self._committer.do(lambda: self._ledger.unsent([further.key]))
+            if state:
+                return further
+        if self._budget.price in (None, FREE):
             self._bar.advance()
         else:
             self._bar.advance(cost=f"${self._cost:.2f}")
+        return None
 
     def _tell(self, request: Request, error: TeacherError) -> None:
         self._failures += 1

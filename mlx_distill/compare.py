@@ -18,7 +18,6 @@ from mlx_distill import layout
 from mlx_distill.asking import ask_all, run_interruptible
 from mlx_distill.config import CompareConfig
 from mlx_distill.errors import TeacherError
-from mlx_distill.fuse import read_fused
 from mlx_distill.ledger import Ledger
 from mlx_distill.models.resolve import resolve
 from mlx_distill.progress import SILENT, Progress
@@ -33,9 +32,9 @@ from mlx_distill.records import (
     RunRecord,
     content_hash,
 )
+from mlx_distill.runs import read_fused, read_run
 from mlx_distill.teachers.base import request_name
 from mlx_distill.teachers.registry import open_teacher
-from mlx_distill.training.run import read_run
 
 #: Raised when a change makes the same models and prompts give other answers.
 CODE_FORMAT = 1

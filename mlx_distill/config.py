@@ -1,33 +1,22 @@
 """What can be set, once: flags, recipe keys and help all come from the models in this file.
 
 A field's name is the recipe key (`train.batch_size`) and, with dashes, the flag (`--batch-size`); its
-description is the help text; its default stands here and nowhere else. `Field(json_schema_extra=ARGUMENT)`
-makes a field the positional argument of its command.
+description is the help text; its default stands here and nowhere else.
 """
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, model_validator
 
 from mlx_distill.errors import ConfigError, InputError
+from mlx_distill.settings import ARGUMENT, Settings, parse_settings
 
 DEFAULT_STUDENT = "Qwen/Qwen2.5-1.5B-Instruct"
-
-S = TypeVar("S", bound="Settings")
-
-ARGUMENT: dict[str, JsonValue] = {"argument": True}
-
-
-class Settings(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class PromptsConfig(Settings):
@@ -45,17 +34,69 @@ class CollectConfig(Settings):
     """Ask a teacher every prompt and make a data set of its answers."""
 
     prompts: Path = Field(description="Prompts: TOML, JSONL or plain text.")
-    teacher: str = Field(description="anthropic:MODEL or recorded:PATH.")
-    out: Path = Field(description="Folder of the data set, such as data/NAME.")
+    teacher: str = Field(description="anthropic:MODEL, openai:MODEL, mlx:MODEL or recorded:PATH.")
+    base_url: str | None = Field(None, description="Server of an openai: teacher, such as http://127.0.0.1:8080/v1.")
+    out: Path = Field(
+        default_factory=Path, description="Folder of the data set.  [default: data/NAME of the prompt file]"
+    )
     system: str | None = Field(None, description="System prompt, sent with every prompt and kept in every row.")
-    max_tokens: int = Field(4096, gt=0, description="Token limit of an answer. Answers cut by it are not trained on.")
-    concurrency: int = Field(8, gt=0, le=256, description="Requests under way at once.")
+    max_tokens: int = Field(4096, gt=0, description="Token limit of an answer.")
+    max_tokens_ceiling: int = Field(
+        16384,
+        gt=0,
+        description="An answer cut by its limit is asked again with twice as much, up to this; both are paid for. "
+        "What is still cut is not trained on.",
+    )
+    concurrency: int = Field(8, gt=0, le=256, description="Requests under way at once; fewer where rate limits say so.")
+    batch: bool = Field(False, description="Send by way of the provider's batches: half the price, up to a day.")
+    wait: bool = Field(True, description="Wait for batches to end; without it, come back with the same command.")
+    batch_orphan: str | None = Field(
+        None,
+        pattern=r"^(adopt=.+|resubmit|abandon)$",
+        description="What to do about a batch whose creation was cut off: adopt=ID, resubmit or abandon.",
+    )
+    max_cost: float | None = Field(
+        None,
+        ge=0,
+        description="A wall in US dollars, for all that this folder's ledger has spent and will spend: nothing is sent "
+        "whose worst case could pass it.",
+    )
+    dry_run: bool = Field(False, description="Say what it would cost, and send nothing. Needs no key.")
+    yes: bool = Field(False, description="Do not ask before a paid collection without --max-cost.")
     valid_fraction: float = Field(0.1, ge=0, lt=0.5, description="Share of prompt families held out for validation.")
     test_fraction: float = Field(0.1, ge=0, lt=0.5, description="Share of prompt families held out for the final test.")
     accept_terms: bool = Field(
         False,
         description="You have the right to train on this teacher's answers under its provider's terms.",
     )
+    eval_prompts: str = Field(
+        "data/prompts/heldout.toml",
+        description="Prompt files, separated by commas, that the prompts are held against: those too close are left "
+        "out.",
+    )
+    duplicate_threshold: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Similarity from which a row is left out as a duplicate of an earlier one; 0 keeps all.",
+    )
+    verify: bool = Field(False, description="Run the Python in the answers, in a process apart; needs your trust.")
+    keep_failing: bool = Field(False, description="Train also on answers whose Python fails.")
+    sandbox: Literal["auto", "required", "off"] = Field(
+        "auto", description="Whether --verify runs programs in the system's sandbox: where there is one, or always."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_folder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "out" not in values and isinstance(values.get("prompts"), (str, Path)):
+            return {**values, "out": Path("data") / Path(values["prompts"]).stem}
+        return values
+
+    @property
+    def ceiling(self) -> int:
+        """The highest token limit of an answer; never below the first."""
+        return max(self.max_tokens, self.max_tokens_ceiling)
 
 
 class TrainConfig(Settings):
@@ -73,7 +114,7 @@ class TrainConfig(Settings):
     rank: int = Field(8, gt=0, description="Rank of the LoRA matrices.")
     scale: float = Field(2.0, gt=0, description="Factor of the LoRA update (alpha / rank).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
-    layers: int | Literal["all"] = Field(
+    layers: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         16, description="Transformer layers that get an adapter, counted from the last; or all."
     )
     optimizer: Literal["adamw", "adam"] = Field("adamw", description="Optimizer.")
@@ -88,7 +129,7 @@ class TrainConfig(Settings):
     max_length: int = Field(
         2048, gt=1, description="Rows longer than this many tokens are left out and counted, never cut."
     )
-    seed: int = Field(0, ge=0, description="Seed of the adapter's start, the order of rows and dropout.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the adapter's start, the order of rows and dropout.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the frozen weights: auto is the model's own on a GPU, float32 on a CPU."
     )
@@ -132,6 +173,12 @@ class ReportConfig(Settings):
     """Draw the charts and write the report of a comparison."""
 
     comparison: Path = Field(description="Folder of the comparison.", json_schema_extra=ARGUMENT)
+
+
+class DoctorConfig(Settings):
+    """Show what this machine has, and how to get what it lacks."""
+
+    speed: bool = Field(True, description="Measure the speed of a matrix product.")
 
 
 class Recipe(Settings):
@@ -178,28 +225,32 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: A key is unknown (the nearest known one is named), missing, or its value cannot be.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
             "no such recipe.", path=path, hint="A first one:  mlx-distill demo --show-recipe > recipe.toml"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", path=path) from None
+        raise InputError(f"not valid TOML: {error}.", path=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
     for override in overrides:
         _override(tree, override)
-    _derive(tree)
-    return parse_settings(Recipe, tree, where=str(path))
+    derived = _derive(tree, where=str(path))
+    return parse_settings(Recipe, tree, where=str(path), derived=derived)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    *sections, leaf = key.strip().split(".")
+    if not separator or not all((*sections, leaf)):
         raise ConfigError(f"--set {override}: expected KEY=VALUE.", hint="For example:  --set train.epochs=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
-    *sections, leaf = key.split(".")
+        parsed = {}
+    # Text of several lines can read as more keys than one: then it is just text.
+    value = parsed["value"] if parsed.keys() == {"value"} else text
     at = tree
     for section in sections:
         at = at.setdefault(section, {})
@@ -208,10 +259,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     at[leaf] = value
 
 
-def _derive(tree: dict[str, Any]) -> None:
+def _derive(tree: dict[str, Any], *, where: str) -> set[str]:
+    """Fill in what follows from other keys; returns which keys these are."""
     for section in Recipe.model_fields:
         if section != "name" and not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f"{section} must be a section: [{section}]")
+            raise ConfigError(f"{where}: {section} must be a section: [{section}]")
+    derived = set()
 
     def lookup(key: str) -> Any:
         at: Any = tree
@@ -227,40 +280,5 @@ def _derive(tree: dict[str, Any]) -> None:
         value = lookup(source) if pattern == f"{{{source}}}" else pattern.format(name=tree.get("name", ""))
         if value is not None:
             tree[section][leaf] = value
-
-
-def parse_settings(model: type[S], values: Mapping[str, Any], *, where: str) -> S:
-    """Validate settings, or say in one sentence a problem what is wrong with them.
-
-    Raises:
-        ConfigError: Names each key; an unknown one comes with the nearest known one.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(model, dict(problem)) for problem in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
-
-
-def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        known = known_keys(model)
-        near = difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.5)
-        siblings = [k.rsplit(".", 1)[-1] for k in known]
-        near = near or [known[siblings.index(n)] for n in difflib.get_close_matches(location[-1], siblings, n=1)]
-        return f"unknown key {'.'.join(location)}" + (f" (did you mean {near[0]}?)" if near else "")
-    key = ".".join(part for part in location if part.isidentifier())
-    if problem["type"] == "missing":
-        return f"{key} is required"
-    return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
-
-
-def known_keys(model: type[Settings]) -> list[str]:
-    """The dotted keys of a settings model."""
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        kinds = (field.annotation, *get_args(field.annotation))
-        nested = next((k for k in kinds if isinstance(k, type) and issubclass(k, Settings)), None)
-        keys += [f"{name}.{key}" for key in known_keys(nested)] if nested else [name]
-    return keys
+            derived.add(key)
+    return derived

@@ -8,6 +8,7 @@ rendering, so what is trained is what will be generated.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from mlx_distill.batches import TokenRow
 from mlx_distill.errors import InputError
@@ -25,6 +27,9 @@ from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import ChatRow, Message, SplitSummary
 
 _LAYOUTS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+
+#: A content that no template and no chat has, to see where a template puts it.
+_PLACEHOLDER = "mlx-distill:content"
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,24 @@ def read_split(path: Path) -> list[Row]:
     Raises:
         InputError: It is missing or empty, or a line is malformed; says which and why.
     """
-    rows: list[Row] = []
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(_parse_row(line, path, number))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
             "no such file.",
             path=path,
             hint="Make one:  mlx-distill collect --help  (or point --data at your own folder)",
         ) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8: {error}", path=path) from None
+        place = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"not UTF-8: {error.reason}.", path=path, line=place) from None
+    # Only line feeds end a line: JSON allows the other separators that splitlines() knows inside a string.
+    lines = enumerate(io.StringIO(text, newline=None), start=1)
+    rows = [_parse_row(line, path, number) for number, line in lines if line.strip()]
     if not rows:
         raise InputError("the file has no rows.", path=path)
     return rows
@@ -102,22 +111,22 @@ def read_split(path: Path) -> list[Row]:
 
 def _parse_row(line: str, path: Path, number: int) -> Row:
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"not valid JSON: {error.msg} at column {error.colno}", path=path, line=number) from None
-    except RecursionError:
-        raise InputError("not valid JSON: nested too deeply", path=path, line=number) from None
+        value = from_json(line)
+    except ValueError as error:
+        reason = str(error).replace(" at line 1 column ", " at column ")
+        raise InputError(f"not valid JSON: {reason}", path=path, line=number) from None
     if not isinstance(value, dict):
         raise InputError(f"expected a JSON object: {_LAYOUTS}", path=path, line=number)
-    if isinstance(value.get("text"), str):
-        return Row(number, text=value["text"])
     if "prompt" in value and "completion" in value:
         turns = [{"role": "user", "content": value["prompt"]}, {"role": "assistant", "content": value["completion"]}]
-        value = {"messages": turns, **({"tools": value["tools"]} if "tools" in value else {})}
+        value = {**value, "messages": turns}
     if "messages" not in value:
+        if isinstance(value.get("text"), str):
+            return Row(number, text=value["text"])
         raise InputError(f"unknown layout: {_LAYOUTS}", path=path, line=number)
     try:
-        return Row(number, chat=ChatRow.model_validate(value))
+        # Further columns are the user's own; mlx-lm passes over them too.
+        return Row(number, chat=ChatRow.model_validate({k: value[k] for k in ("messages", "tools") if k in value}))
     except ValidationError as error:
         raise InputError(explain(error), path=path, line=number) from None
 
@@ -182,7 +191,8 @@ def assistant_spans(chat: ChatRow, tokenizer: Any) -> tuple[str, list[tuple[int,
     """Render a chat, and find where its assistant turns stand in the text.
 
     A turn begins where the rendering of all before it, with the generation prompt, ends; and ends where the
-    rendering up to and with it ends. It thus includes the mark that ends a turn, which has to be learned.
+    rendering up to and with it ends. It thus includes the mark that ends a turn, which has to be learned. A chat that
+    the assistant opens has nothing before it to render: there the turn begins where its content does.
 
     Returns:
         The text, and the span [begin, end) in characters of every assistant turn.
@@ -193,20 +203,19 @@ def assistant_spans(chat: ChatRow, tokenizer: Any) -> tuple[str, list[tuple[int,
     """
     messages = [as_template_message(m) for m in chat.messages]
 
-    def render(count: int, *, prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages[:count], tools=chat.tools, tokenize=False, add_generation_prompt=prompt
-            )
-        )
+    def render(turns: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(turns, tools=chat.tools, tokenize=False, add_generation_prompt=prompt))
 
-    whole = render(len(messages), prompt=False)
+    whole = render(messages)
     spans: list[tuple[int, int]] = []
     for at, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(at, prompt=True) if at else ""
-        through = render(at + 1, prompt=False)
+        if at:
+            before = render(messages[:at], prompt=True)
+        else:
+            before = render([{**message, "content": _PLACEHOLDER}]).partition(_PLACEHOLDER)[0]
+        through = render(messages[: at + 1])
         if not (whole.startswith(through) and through.startswith(before)):
             raise InputError(
                 f"the student's chat template renders turn {at + 1} differently once later turns follow.",

@@ -9,6 +9,7 @@
     ├── TrainingError      (RuntimeError)   a training run that cannot go on
     ├── FolderError        (RuntimeError)   an output folder that is in use or holds something else
     ├── ResourceError      (RuntimeError)   too little disk or memory
+    ├── IsolationError     (RuntimeError)   a program that cannot be run as safely as was asked
     └── DependencyError    (ImportError)    an optional package that is not installed
 
 Each says what failed, where, and what to do next. The command line prints `str(error)` and exits 1;
@@ -87,6 +88,10 @@ class FolderError(MlxDistillError, RuntimeError):
 
 class ResourceError(MlxDistillError, RuntimeError):
     """Too little disk or memory for what was asked."""
+
+
+class IsolationError(MlxDistillError, RuntimeError):
+    """A program that cannot be run within the limits that were asked for."""
 
 
 class DependencyError(MlxDistillError, ImportError):

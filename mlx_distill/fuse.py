@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
 
 from mlx_distill import layout
 from mlx_distill.config import FuseConfig
 from mlx_distill.errors import FolderError, ModelError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import Record
-from mlx_distill.training.run import read_run
+from mlx_distill.runs import FusedRecord, read_run
 
 #: Raised when a change makes the same adapter give another fused model.
 CODE_FORMAT = 1
-
-#: The file of a fused model's record, inside its folder.
-RECORD_NAME = "mlx_distill_fused.json"
 
 #: What a model's folder holds beside weights and configuration. Never code, never another format's weights.
 _COMPANIONS = (
@@ -36,26 +31,6 @@ _COMPANIONS = (
     "LICENSE*",
     "*.tiktoken",
 )
-
-
-class FusedRecord(Record):
-    """Beside the weights of a fused model: what it was made from.
-
-    Attributes:
-        adapter_sha256: Of the adapter that went in.
-        base: The base model, as the run named it.
-        layers: How many linear layers were changed.
-        bytes: Size of the weights.
-    """
-
-    format: Literal[1] = 1
-    run: str
-    adapter_sha256: str
-    base: str
-    base_revision: str | None = None
-    licence: str | None = None
-    layers: int
-    bytes: int
 
 
 def fused_folder(config: FuseConfig) -> Path:
@@ -85,46 +60,32 @@ def fuse(config: FuseConfig, progress: Progress = SILENT) -> FusedRecord:
         )
     size = sum(f.stat().st_size for f in Path(base.path).glob("*.safetensors"))
     layout.require_disk(out.parent, int(size * 1.05), what="The fused model")
-    with (
-        layout.lock(config.run),
-        layout.atomic_folder(out) as temporary,
-        progress.task(f"Fusing {base.name}"),
-    ):
-        from mlx_distill.backends.mlx.fusing import fuse_into
+    with layout.lock(config.run):
+        layout.sweep(config.run)
+        with layout.atomic_folder(out) as temporary, progress.task(f"Fusing {base.name}"):
+            from mlx_distill.backends.mlx.fusing import fuse_into
 
-        layers = fuse_into(Path(base.path), config.run, temporary)
-        for pattern in _COMPANIONS:
-            for file in Path(base.path).glob(pattern):
-                shutil.copyfile(file, temporary / file.name)
-        record = FusedRecord(
-            run=str(config.run),
-            adapter_sha256=layout.file_sha256(files.adapter),
-            base=run.model.spec,
-            base_revision=run.model.revision,
-            licence=run.model.licence,
-            layers=layers,
-            bytes=sum(f.stat().st_size for f in temporary.glob("*.safetensors")),
-        )
-        layout.write_text(temporary / RECORD_NAME, record.model_dump_json(indent=2, exclude_none=True) + "\n")
-    return record
-
-
-def read_fused(folder: Path, run: Path) -> FusedRecord:
-    """The record of a fused model, for the steps that use it.
-
-    Raises:
-        InputError: There is none.
-        ModelError: It was made from an earlier adapter.
-    """
-    hint = f"Make it:  mlx-distill fuse {run}"
-    record = layout.read_record(folder / RECORD_NAME, FusedRecord, hint=hint)
-    if record.adapter_sha256 != layout.file_sha256(layout.RunFolder(run).adapter):
-        raise ModelError(f"{folder} was fused from another adapter than {run} now holds.", hint=hint)
+            layers = fuse_into(Path(base.path), config.run, temporary)
+            for pattern in _COMPANIONS:
+                for file in Path(base.path).glob(pattern):
+                    shutil.copyfile(file, temporary / file.name)
+            record = FusedRecord(
+                run=str(config.run),
+                adapter_sha256=layout.file_sha256(files.adapter),
+                base=run.model.spec,
+                base_revision=run.model.revision,
+                licence=run.model.licence,
+                layers=layers,
+                bytes=sum(f.stat().st_size for f in temporary.glob("*.safetensors")),
+            )
+            layout.write_text(
+                layout.fused_record(temporary), record.model_dump_json(indent=2, exclude_none=True) + "\n"
+            )
     return record
 
 
 def _refuse_foreign(out: Path) -> None:
     if out.is_dir() and not any(out.iterdir()):
         return
-    if out.exists() and not (out / RECORD_NAME).exists():
+    if out.exists() and not layout.fused_record(out).exists():
         raise FolderError(f"{out} exists and is not a fused model of ours.", hint="Choose another --out.")

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from mlx_distill.errors import FolderError, InputError, ResourceError
 R = TypeVar("R", bound=BaseModel)
 
 SPLITS = ("train", "valid", "test")
+
+#: Names that `tempfile` makes for `atomic_file` and `atomic_folder`.
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.[A-Za-z]+)?")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,11 @@ def stamp(folder: Path, step: str) -> Path:
     return folder / ".steps" / f"{step}.json"
 
 
+def fused_record(folder: Path) -> Path:
+    """Beside the weights of a fused model: what it was made from."""
+    return folder / "mlx_distill_fused.json"
+
+
 def models_cache() -> Path:
     """Where converted models are kept: `$MLX_DISTILL_CACHE`, else the user's cache folder."""
     if root := os.environ.get("MLX_DISTILL_CACHE"):
@@ -209,6 +218,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left of `atomic_file` and `atomic_folder` in a folder.
+
+    Only for a holder of the lock under which such files are written there: it cannot tell a living writer's from a
+    dead one's.
+    """
+    for path in folder.glob(".?*-????????*"):
+        if _TEMPORARY.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def append_row(path: Path, row: BaseModel) -> None:
     """Append one record to a JSONL file and fsync it."""
     line = row.model_dump_json(exclude_none=True) + "\n"
@@ -240,9 +263,10 @@ def read_rows(path: Path, record: type[R]) -> list[R]:
     if not path.exists():
         return []
     rows: list[R] = []
-    with path.open(encoding="utf-8") as file:
+    # As bytes: a crash can tear a line within a character.
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
                 rows.append(record.model_validate_json(line))

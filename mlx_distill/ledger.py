@@ -4,9 +4,12 @@ A request is identified by `Request.key`, a hash of all that decides its answer.
 answered, refused, truncated or failed; the first three are final, so a reply is never asked for, or paid for,
 again. A request found "sent" was under way when its process died; it and a failed one may be sent again.
 
-Every change is committed when the method returns. The file is in WAL mode with `synchronous=FULL`, and on macOS
-`fullfsync` makes that reach the disk and not only its cache. One process writes at a time: the caller holds
-`layout.lock` on the folder.
+Where the process or the network died before the fate of a sending was known, it may have been billed. Such
+sendings are counted (`Entry.cut`), with the most they can have cost, and never silently forgotten.
+
+Every change is committed when the method returns; several made in one `transaction` are committed together at its
+end. The file is in WAL mode with `synchronous=FULL`, and on macOS `fullfsync` makes that reach the disk and not only
+its cache. One process writes at a time: the caller holds `layout.lock` on the folder.
 """
 
 from __future__ import annotations
@@ -15,83 +18,25 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
-from mlx_distill.errors import FolderError, InputError, MlxDistillError, ResourceError
-from mlx_distill.records import Reply, Request, StopReason, Usage
+from mlx_distill.ledger_records import UNSENT, Entry, Spending, Standing, State, state_of
+from mlx_distill.ledger_schema import connect, translate
+from mlx_distill.records import Reply, Request, Usage
 
-State = Literal["planned", "sent", "answered", "refused", "truncated", "failed"]
+__all__ = ["UNSENT", "Entry", "Ledger", "Spending", "Standing", "State"]
 
-#: States that a request leaves only by being sent (again).
-UNSENT: tuple[State, ...] = ("planned", "sent", "failed")
-
-#: "mlxd": says that a SQLite file is a ledger of ours.
-_APPLICATION_ID = 0x6D6C7864
-
-#: Statements that bring the schema from version N to N + 1, in order. Old entries are never edited.
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE requests (
-            key           TEXT PRIMARY KEY,
-            prompt_id     TEXT NOT NULL,
-            family        TEXT NOT NULL,
-            teacher       TEXT NOT NULL,
-            system        TEXT,
-            messages      TEXT NOT NULL,
-            max_tokens    INTEGER NOT NULL,
-            state         TEXT NOT NULL DEFAULT 'planned'
-                          CHECK (state IN ('planned', 'sent', 'answered', 'refused', 'truncated', 'failed')),
-            text          TEXT,
-            stop          TEXT,
-            stop_reason   TEXT,
-            model         TEXT,
-            input_tokens  INTEGER,
-            output_tokens INTEGER,
-            seconds       REAL,
-            cost_usd      REAL,
-            prices_dated  TEXT,
-            attempts      INTEGER NOT NULL DEFAULT 0,
-            error         TEXT,
-            planned_at    TEXT NOT NULL,
-            sent_at       TEXT,
-            done_at       TEXT
-        )
-        """,
-        "CREATE INDEX requests_by_state ON requests (state)",
-    ),
+#: Columns that an entry takes over as they are.
+_SAME = (
+    *("state", "cost_usd", "prices_dated", "attempts", "cut", "cut_usd", "batch", "error"),
+    *("planned_at", "sent_at", "done_at"),
 )
 
 #: Keys looked up in one statement; SQLite allows 999 variables at the least.
 _CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One request as the ledger knows it.
-
-    Attributes:
-        reply: What came back; None while planned, sent or failed.
-        cost_usd: Cost of the reply at the prices of `prices_dated`; None where the price is not known.
-        attempts: How often it was sent.
-        error: Why it failed the last time.
-        planned_at: When, in UTC, as ISO 8601; so are `sent_at` and `done_at`.
-    """
-
-    request: Request
-    state: State
-    reply: Reply | None
-    cost_usd: float | None
-    prices_dated: str | None
-    attempts: int
-    error: str | None
-    planned_at: str
-    sent_at: str | None
-    done_at: str | None
 
 
 class Ledger:
@@ -105,15 +50,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._translated():
-            self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._db.row_factory = sqlite3.Row
-            with self._translated():
-                self._prepare()
-        except MlxDistillError:
-            self._db.close()
-            raise
+        self.db = connect(path)
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +62,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file. The ledger cannot be used after that."""
-        self._db.close()
+        self.db.close()
 
     def plan(self, requests: Iterable[Request]) -> int:
         """Enter requests that are not there yet.
@@ -136,9 +73,9 @@ class Ledger:
             How many were new.
         """
         now = _now()
-        with self._transaction():
+        with self.transaction():
             before = self._count()
-            self._db.executemany(
+            self.db.executemany(
                 """
                 INSERT INTO requests (key, prompt_id, family, teacher, system, messages, max_tokens, planned_at)
                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -161,23 +98,50 @@ class Ledger:
             )
             return self._count() - before
 
-    def mark_sent(self, key: str) -> None:
-        """Note, before a request leaves, that it does.
+    def mark_sent(self, key: str, *, worst_usd: float | None = None) -> None:
+        """Note, before a request leaves alone, that it does.
+
+        One that is "sent" already was under way when its process died: that sending is counted as cut off.
+
+        Args:
+            worst_usd: The most that this sending can cost; None where the price is not known.
 
         Raises:
-            ValueError: It is not planned, or has its reply already.
+            ValueError: It is not planned, has its reply already, or is under way in a batch.
         """
         self._change(
             key,
             UNSENT,
-            "UPDATE requests SET state = 'sent', attempts = attempts + 1, sent_at = ?",
-            (_now(),),
+            """
+            UPDATE requests SET cut = cut + (state = 'sent'),
+                cut_usd = cut_usd + CASE WHEN state = 'sent' THEN ifnull(worst_usd, 0) ELSE 0 END,
+                state = 'sent', attempts = attempts + 1, sent_at = ?, worst_usd = ?, batch = NULL
+            """,
+            (_now(), worst_usd),
+            unless="state = 'sent' AND batch IS NOT NULL",
         )
 
+    def take_back(self, key: str) -> None:
+        """Note that a request marked as sent did not leave after all.
+
+        Raises:
+            ValueError: It is not sent.
+        """
+        self._change(key, ("sent",), "UPDATE requests SET state = 'planned', attempts = attempts - 1", ())
+
     def record_reply(
-        self, key: str, reply: Reply, *, cost_usd: float | None = None, prices_dated: str | None = None
+        self,
+        key: str,
+        reply: Reply,
+        *,
+        cost_usd: float | None = None,
+        prices_dated: str | None = None,
+        cut: int = 0,
     ) -> State:
         """Keep the reply to a request that was sent.
+
+        Args:
+            cut: How many sendings before this reply were cut off, those told by `record_cut` left out.
 
         Returns:
             The state that follows from why the teacher stopped.
@@ -190,14 +154,16 @@ class Ledger:
             key,
             ("sent",),
             """
-            UPDATE requests SET state = ?, text = ?, stop = ?, stop_reason = ?, model = ?, input_tokens = ?,
-                output_tokens = ?, seconds = ?, cost_usd = ?, prices_dated = ?, error = NULL, done_at = ?
+            UPDATE requests SET state = ?, text = ?, stop = ?, stop_reason = ?, category = ?, model = ?,
+                input_tokens = ?, output_tokens = ?, seconds = ?, cost_usd = ?, prices_dated = ?, error = NULL,
+                done_at = ?, cut = cut + ?, cut_usd = cut_usd + ? * ifnull(worst_usd, 0)
             """,
             (
                 state,
                 reply.text,
                 reply.stop,
                 reply.stop_reason,
+                reply.category,
                 reply.model,
                 reply.usage.input_tokens,
                 reply.usage.output_tokens,
@@ -205,17 +171,58 @@ class Ledger:
                 cost_usd,
                 prices_dated,
                 _now(),
+                cut,
+                cut,
             ),
         )
         return state
 
-    def record_failure(self, key: str, error: str) -> None:
+    def record_cut(self, key: str) -> None:
+        """Note that a sending was cut off, and that the request is about to be sent once more as part of the same.
+
+        Raises:
+            ValueError: It is not sent.
+        """
+        self._change(key, ("sent",), "UPDATE requests SET cut = cut + 1, cut_usd = cut_usd + ifnull(worst_usd, 0)", ())
+
+    def record_failure(self, key: str, error: str, *, cut: int = 0) -> None:
         """Note why a request that was sent has no reply.
+
+        Args:
+            cut: How many of its sendings were cut off, the last included, those told by `record_cut` left out.
 
         Raises:
             ValueError: It was not sent, or has its reply already.
         """
-        self._change(key, ("sent",), "UPDATE requests SET state = 'failed', error = ?, done_at = ?", (error, _now()))
+        self._change(
+            key,
+            ("sent",),
+            """
+            UPDATE requests SET state = 'failed', error = ?, done_at = ?, cut = cut + ?,
+                cut_usd = cut_usd + ? * ifnull(worst_usd, 0)
+            """,
+            (error, _now(), cut, cut),
+        )
+
+    def spending(self) -> Spending:
+        """What all requests of the ledger came to, of this collection and of earlier ones."""
+        with self._translated():
+            row = self.db.execute(
+                """
+                SELECT total(cost_usd), total(cut_usd), total(CASE WHEN state = 'sent' THEN worst_usd END),
+                    ifnull(sum(cut), 0) FROM requests
+                """
+            ).fetchone()
+        return Spending(*row)
+
+    def sample(self, teacher: str, limit: int = 2000) -> Iterator[Entry]:
+        """The latest replies of a teacher, as `Request.teacher` names it; recent ones first."""
+        with self._translated():
+            rows = self.db.execute(
+                "SELECT key FROM requests WHERE teacher = ? AND stop IS NOT NULL ORDER BY rowid DESC LIMIT ?",
+                (teacher, limit),
+            ).fetchall()
+        return self.entries(row["key"] for row in rows)
 
     def entry(self, key: str) -> Entry | None:
         """The request with this key."""
@@ -228,10 +235,10 @@ class Ledger:
         """
         if keys is None:
             with self._translated():
-                keys = [row["key"] for row in self._db.execute("SELECT key FROM requests ORDER BY rowid")]
+                keys = [row["key"] for row in self.db.execute("SELECT key FROM requests ORDER BY rowid")]
         for chunk in _chunks(keys):
             with self._translated():
-                found = self._db.execute(
+                found = self.db.execute(
                     f"SELECT * FROM requests WHERE key IN ({_holes(chunk)})",
                     chunk,
                 ).fetchall()
@@ -241,77 +248,64 @@ class Ledger:
                     yield _entry(rows[key])
 
     def unsent(self, keys: Iterable[str]) -> list[str]:
-        """Those of the keys, in their order, that are still to be sent, or to be sent again."""
-        return [key for key in keys if self.state(key) in UNSENT]
+        """Those of the keys, in their order, that are to be sent, or sent again; what a batch holds is not."""
+        return [key for key, standing in self.standings(keys) if standing is not None and standing.to_send]
+
+    def standings(self, keys: Iterable[str]) -> Iterator[tuple[str, Standing | None]]:
+        """Each key with where its request stands; None where there is none."""
+        for chunk in _chunks(keys):
+            with self._translated():
+                found = self.db.execute(
+                    f"SELECT key, state, stop, batch FROM requests WHERE key IN ({_holes(chunk)})", chunk
+                ).fetchall()
+            rows = {row["key"]: Standing(row["state"], row["stop"], row["batch"]) for row in found}
+            yield from ((key, rows.get(key)) for key in chunk)
 
     def state(self, key: str) -> State | None:
         """The state of the request with this key."""
-        with self._translated():
-            row = self._db.execute("SELECT state FROM requests WHERE key = ?", (key,)).fetchone()
-        return row["state"] if row else None
+        ((_, standing),) = self.standings([key])
+        return standing.state if standing else None
 
     def counts(self, keys: Iterable[str] | None = None) -> dict[State, int]:
         """How many requests, of these or of all, are in each state."""
         totals: dict[State, int] = dict.fromkeys(get_args(State), 0)
         with self._translated():
             if keys is None:
-                found = self._db.execute("SELECT state, count(*) AS n FROM requests GROUP BY state").fetchall()
+                found = self.db.execute("SELECT state, count(*) AS n FROM requests GROUP BY state").fetchall()
                 return totals | {row["state"]: row["n"] for row in found}
-        for key in keys:
-            if state := self.state(key):
-                totals[state] += 1
+        for _, standing in self.standings(keys):
+            if standing is not None:
+                totals[standing.state] += 1
         return totals
 
-    def _prepare(self) -> None:
-        version = self._pragma("user_version")
-        ours = self._pragma("application_id") == _APPLICATION_ID
-        empty = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if not ours and not (version == 0 and empty):
-            raise InputError("is a database, but not a ledger.", path=self.path, hint="Choose another --out folder.")
-        if version > len(_MIGRATIONS):
-            raise InputError(
-                f"was written by a newer mlx-distill (schema {version}; this one knows {len(_MIGRATIONS)}).",
-                path=self.path,
-                hint="Update:  pip install --upgrade mlx-distill",
-            )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        # macOS: fsync alone leaves data in the drive's cache. Elsewhere these two do nothing.
-        self._db.execute("PRAGMA fullfsync = ON")
-        self._db.execute("PRAGMA checkpoint_fullfsync = ON")
-        self._db.execute("PRAGMA busy_timeout = 5000")
-        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
-            with self._transaction():
-                for statement in statements:
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {number}")
-
-    def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
-
     def _count(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM requests").fetchone()[0])
+        return int(self.db.execute("SELECT count(*) FROM requests").fetchone()[0])
 
-    def _change(self, key: str, states: tuple[State, ...], statement: str, values: tuple[object, ...]) -> None:
-        with self._transaction():
-            done = self._db.execute(
-                f"{statement} WHERE key = ? AND state IN ({_holes(states)})",
+    def _change(
+        self, key: str, states: tuple[State, ...], statement: str, values: tuple[object, ...], *, unless: str = "0"
+    ) -> None:
+        with self.transaction():
+            done = self.db.execute(
+                f"{statement} WHERE key = ? AND state IN ({_holes(states)}) AND NOT ({unless})",
                 (*values, key, *states),
             )
-        if done.rowcount != 1:
-            raise ValueError(f"request {key} is {self.state(key) or 'not planned'}, not {' or '.join(states)}")
+            if done.rowcount != 1:
+                raise ValueError(f"request {key} is {self.state(key) or 'not planned'}, not {' or '.join(states)}")
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """Commit all changes made within at its end, or none; one inside another is part of it."""
         with self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
+            if self.db.in_transaction:
+                yield
+                return
+            self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._db.execute("COMMIT")
+                self.db.execute("COMMIT")
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -320,12 +314,7 @@ class Ledger:
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
             raise
         except sqlite3.DatabaseError as error:
-            raise _translate(error, self.path) from error
-
-
-def state_of(stop: StopReason) -> State:
-    """The state of a request whose reply stopped for this reason."""
-    return "answered" if stop == "end" else "refused" if stop == "refusal" else "truncated"
+            raise translate(error, self.path) from error
 
 
 def _entry(row: sqlite3.Row) -> Entry:
@@ -343,28 +332,12 @@ def _entry(row: sqlite3.Row) -> Entry:
             text=row["text"],
             stop=row["stop"],
             stop_reason=row["stop_reason"],
+            category=row["category"],
             usage=Usage(input_tokens=row["input_tokens"], output_tokens=row["output_tokens"]),
             model=row["model"],
             seconds=row["seconds"],
         )
-    same = ("state", "cost_usd", "prices_dated", "attempts", "error", "planned_at", "sent_at", "done_at")
-    return Entry(request=request, reply=reply, **{name: row[name] for name in same})
-
-
-def _translate(error: sqlite3.DatabaseError, path: Path) -> MlxDistillError:
-    code = getattr(error, "sqlite_errorname", "")
-    if code in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-        return InputError(
-            f"is not a ledger, or is damaged: {error}.",
-            path=path,
-            hint="Keep the file, and collect into another --out folder.",
-        )
-    if code == "SQLITE_FULL" or code.startswith("SQLITE_IOERR"):
-        return ResourceError(
-            f"{path} could not be written: {error}.",
-            hint="Free some space and give the same command again; what was committed is kept.",
-        )
-    return FolderError(f"{path} could not be used: {error}.", hint="Check its permissions and who else uses it.")
+    return Entry(request=request, reply=reply, **{name: row[name] for name in _SAME})
 
 
 def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_distill import layout
-from mlx_distill.config import Recipe, Settings
+from mlx_distill.config import Recipe
 from mlx_distill.errors import ConfigError, InputError
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Record, content_hash
+from mlx_distill.settings import Settings
 
 STEPS = ("prompts", "collect", "train", "fuse", "compare", "judge", "report")
 
@@ -244,7 +245,7 @@ def _fuse(recipe: Recipe) -> Step:
         config,
         run.root,
         [run.adapter],
-        [out / fusing.RECORD_NAME, *weights],
+        [layout.fused_record(out), *weights],
         fusing.CODE_FORMAT,
         lambda progress: fusing.fuse(config, progress),
     )
@@ -252,7 +253,6 @@ def _fuse(recipe: Recipe) -> Step:
 
 def _compare(recipe: Recipe) -> Step:
     from mlx_distill import compare as comparing
-    from mlx_distill import fuse as fusing
 
     config = recipe.compare
     folder = layout.ComparisonFolder(comparing.comparison_folder(config))
@@ -261,7 +261,7 @@ def _compare(recipe: Recipe) -> Step:
         "compare",
         config,
         folder.root,
-        [layout.find_input(config.prompts), (config.fused or run.fused) / fusing.RECORD_NAME],
+        [layout.find_input(config.prompts), layout.fused_record(config.fused or run.fused)],
         [folder.generations, folder.record],
         comparing.CODE_FORMAT,
         lambda progress: comparing.compare(config, progress),

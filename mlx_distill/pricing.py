@@ -28,6 +28,9 @@ class Price:
 
 FREE = Price(0.0, 0.0)
 
+#: Providers that send no bill: a record, and a model on this machine.
+_FREE = ("recorded", "mlx")
+
 _ANTHROPIC = {
     "claude-sonnet-4-6": Price(3, 15),
     "claude-opus-4-6": Price(5, 25),
@@ -44,7 +47,7 @@ def price_of(teacher: str) -> Price | None:
         None where the price is not known. A dated model id (`…-20260101`) has the price of its base id.
     """
     provider, _, model = teacher.partition(":")
-    if provider == "recorded":
+    if provider in _FREE:
         return FREE
     if provider != "anthropic":
         return None

@@ -115,6 +115,7 @@ class Reply(Record):
     Attributes:
         stop: Why it stopped, in our words.
         stop_reason: The same in the provider's words.
+        category: Of a refusal, in the provider's words, where it gives one.
         model: The model as the provider names it in its reply.
         seconds: Wall time of the request.
     """
@@ -122,6 +123,7 @@ class Reply(Record):
     text: str
     stop: StopReason
     stop_reason: str | None = None
+    category: str | None = None
     usage: Usage = Usage()
     model: str
     seconds: float = Field(default=0.0, ge=0)
@@ -151,6 +153,24 @@ class DropCount(Record):
     prompt_ids: tuple[str, ...] = ()
 
 
+class VerificationSummary(Record):
+    """What running the code of a data set's answers showed.
+
+    Attributes:
+        without_code: Answers that hold no Python.
+        tests: Tests that ran.
+        isolation: How the programs were kept apart from the machine; None where none ran.
+        failing: Prompts whose answer's code fails.
+    """
+
+    passed: int
+    failed: int
+    without_code: int
+    tests: int = 0
+    isolation: str | None = None
+    failing: tuple[str, ...] = ()
+
+
 class Manifest(Record):
     """`data/NAME/manifest.json`: what a data set is made of.
 
@@ -158,6 +178,19 @@ class Manifest(Record):
         rows: Rows a split.
         sha256: Of each split's file.
         cost_usd: At the price table's date; 0 for a teacher without a price.
+        max_tokens: Token limit that every prompt was asked with at first.
+        max_tokens_ceiling: Limit up to which a cut answer was asked again.
+        asked_again: Requests that repeated a cut answer with a higher limit; their cost is in `cost_usd` as well.
+        batch_answers: Replies that came by way of a batch, at its price.
+        refusals: Refused prompts by the provider's category; "none given" where it gave none.
+        unsent: Prompts not sent yet, since the budget had no room for them.
+        in_batch: Prompts under way in a batch.
+        cut_sendings: Sendings that the network or the end of a process cut off: each may have been billed.
+        cut_usd: The most that these can have cost; not in `cost_usd`.
+        held_out: Prompt files that prompts were held against.
+        contaminated: Prompts left out → the held-out prompt that they are too close to.
+        credentials: Answers left out, by the kind of credential they seem to hold.
+        verification: None where the answers' code was not run.
     """
 
     format: Literal[1] = 1
@@ -176,6 +209,19 @@ class Manifest(Record):
     cost_usd: float = 0.0
     prices_dated: str | None = None
     collection_seconds: float = 0.0
+    max_tokens: int | None = None
+    max_tokens_ceiling: int | None = None
+    asked_again: int = 0
+    batch_answers: int = 0
+    refusals: dict[str, int] = {}
+    unsent: int = 0
+    in_batch: int = 0
+    cut_sendings: int = 0
+    cut_usd: float = 0.0
+    held_out: tuple[str, ...] = ()
+    contaminated: dict[str, str] = {}
+    credentials: dict[str, int] = {}
+    verification: VerificationSummary | None = None
 
 
 class MetricRow(Record):

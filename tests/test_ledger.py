@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_distill.ledger import Ledger
 from mlx_distill.errors import FolderError, InputError, ResourceError
+from mlx_distill.ledger import Ledger
 from mlx_distill.records import Message, Reply, Request, StopReason, Usage
 
 
@@ -155,11 +155,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_it_is_durable_by_its_settings(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
-        pragmas = {name: ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in PRAGMAS}
+        pragmas = {name: ledger.db.execute(f"PRAGMA {name}").fetchone()[0] for name in PRAGMAS}
     assert pragmas == PRAGMAS
 
 
-PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1, "user_version": 1}
+PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1, "user_version": 2}
 
 
 def test_a_newer_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         ledger.plan([REQUEST])
         ledger.mark_sent(REQUEST.key)
-        pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
-        ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+        pages = ledger.db.execute("PRAGMA page_count").fetchone()[0]
+        ledger.db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(ResourceError, match="full"):
             ledger.record_reply(REQUEST.key, REPLY.model_copy(update={"text": "x" * 100_000}))
         assert ledger.state(REQUEST.key) == "sent"
-        ledger._db.execute("PRAGMA max_page_count = 100000")
+        ledger.db.execute("PRAGMA max_page_count = 100000")
         ledger.record_reply(REQUEST.key, REPLY)
         assert ledger.state(REQUEST.key) == "answered"
 

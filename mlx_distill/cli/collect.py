@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
+import click
+
 from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import CollectConfig
@@ -15,43 +20,44 @@ _IDS_SHOWN = 5
     CollectConfig,
     examples="""
     mlx-distill collect --prompts data/prompts/coding.toml --teacher recorded:data/starter --out data/starter-set
-    mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --out data/mine --accept-terms
+    mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --dry-run
+    mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --accept-terms --max-cost 5
+    mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --accept-terms --batch --no-wait
     """,
     keeps="Every answer received is in the ledger; the same command goes on from there.",
 )
 def command(config: CollectConfig, progress: Progress) -> Summary:
     """Ask a teacher every prompt and make a data set of its answers."""
-    from mlx_distill.collect.run import collect_from_spec
+    from mlx_distill.collect.run import collect_from_spec, estimate_from_spec
 
-    return summarise(collect_from_spec(config, progress), config)
+    if config.dry_run:
+        from mlx_distill.cli.estimate import summarise_estimate
+
+        return summarise_estimate(estimate_from_spec(config))
+    return summarise(collect_from_spec(config, progress, confirm=_ask if sys.stdin.isatty() else None), config)
+
+
+def _ask(question: str) -> bool:
+    return click.confirm(question, err=True)
 
 
 def summarise(manifest: Manifest, config: CollectConfig) -> Summary:
-    """What a collection came to; failed where prompts are without a reply."""
+    """What a collection came to; failed where prompts are without a reply and nothing is known to hold it back."""
     failed = next((drop.count for drop in manifest.dropped if drop.reason == "failed"), 0)
     lines = [
         f"{manifest.answered} of {manifest.prompts} prompts answered by {manifest.teacher}.",
-        f"{config.out}: {_splits(manifest)}.",
+        f"{config.out}: {_splits(manifest)}." if any(manifest.rows.values()) else "No data set yet.",
+        *(f"Left out, {drop.reason}: {drop.count} ({_ids(drop)})." for drop in manifest.dropped),
+        *_shares(manifest),
+        *_quality(manifest),
     ]
-    lines += [f"Left out, {drop.reason}: {drop.count} ({_ids(drop)})." for drop in manifest.dropped]
-    lines += [
-        f"No prompt family falls into {split}; the split goes by a hash of the family, so more prompts will fill it."
-        for split, fraction in (("valid", config.valid_fraction), ("test", config.test_fraction))
-        if fraction and not manifest.rows[split]
-    ]
-    usage = manifest.usage
-    if usage.output_tokens:
-        cost = f"${manifest.cost_usd:.2f} at the prices of {manifest.prices_dated}"
-        lines.append(
-            f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out: "
-            f"{cost if manifest.prices_dated else 'cost not known, this model has no listed price'}."
-        )
-    if failed:
-        lines.append(
-            f"{failed} {'prompt' if failed == 1 else 'prompts'} failed. The same command asks again, only what failed."
-        )
-    else:
-        lines.append(f"Next:  mlx-distill train --data {config.out} --run adapters/{manifest.name}")
+    if any(manifest.rows.values()):
+        lines += [
+            f"No prompt family falls into {split}; the split goes by a hash of the family, so more prompts fill it."
+            for split, fraction in (("valid", config.valid_fraction), ("test", config.test_fraction))
+            if fraction and not manifest.rows[split]
+        ]
+    lines += [*_money(manifest), *_next(manifest, config, failed)]
     data = {"out": str(config.out), "failed": failed, **manifest.model_dump(mode="json")}
     return Summary(data, lines, failed=failed > 0)
 
@@ -65,3 +71,70 @@ def _splits(manifest: Manifest) -> str:
 def _ids(drop: DropCount) -> str:
     shown = ", ".join(drop.prompt_ids[:_IDS_SHOWN])
     return shown if drop.count <= _IDS_SHOWN else f"{shown} and {drop.count - _IDS_SHOWN} more"
+
+
+def _shares(manifest: Manifest) -> Iterator[str]:
+    """Which share of the prompts has a whole answer, a cut one, a refusal or none."""
+    counts = {"whole": manifest.answered}
+    for drop in manifest.dropped:
+        if drop.reason in ("truncated", "refused", "failed"):
+            counts[drop.reason] = drop.count
+    shares = ", ".join(f"{name} {count / manifest.prompts:.1%}" for name, count in counts.items())
+    yield f"Of all prompts: {shares}."
+    if manifest.refusals:
+        categories = ", ".join(f"{name} {count}" for name, count in sorted(manifest.refusals.items()))
+        yield f"Refusals by the provider's category: {categories}."
+    if manifest.asked_again:
+        yield (
+            f"{manifest.asked_again} answers were cut by their limit and asked again with more tokens, "
+            f"up to {manifest.max_tokens_ceiling:,}; both are paid for."
+        )
+
+
+def _quality(manifest: Manifest) -> Iterator[str]:
+    for prompt, held_out in list(manifest.contaminated.items())[:_IDS_SHOWN]:
+        yield f"Too close to the held-out prompt {held_out}: {prompt}."
+    if manifest.credentials:
+        yield f"Looks like credentials: {', '.join(f'{kind} {n}' for kind, n in manifest.credentials.items())}."
+    if (checked := manifest.verification) is not None:
+        yield (
+            f"Verified: {checked.passed} answers pass, {checked.failed} fail, {checked.without_code} hold no Python; "
+            f"{checked.tests} tests ran (isolation: {checked.isolation or 'nothing ran'})."
+        )
+        if checked.failing:
+            shown = ", ".join(checked.failing[:_IDS_SHOWN])
+            yield f"Failing: {shown}{' and more' if len(checked.failing) > _IDS_SHOWN else ''}."
+
+
+def _money(manifest: Manifest) -> Iterator[str]:
+    usage = manifest.usage
+    if usage.output_tokens:
+        cost = f"${manifest.cost_usd:.2f} at the prices of {manifest.prices_dated}"
+        by_batch = f", {manifest.batch_answers:,} answers at the batch price" if manifest.batch_answers else ""
+        yield (
+            f"{usage.input_tokens:,} tokens in, {usage.output_tokens:,} out: "
+            f"{cost if manifest.prices_dated else 'cost not known, this model has no listed price'}{by_batch}."
+        )
+    if manifest.cut_sendings:
+        times = "sending was" if manifest.cut_sendings == 1 else "sendings were"
+        most = f", at most ${manifest.cut_usd:.2f}" if manifest.cut_usd else ""
+        yield (
+            f"{manifest.cut_sendings} {times} cut off by the network or the end of a process: each may have been "
+            f"billed without an answer{most}."
+        )
+
+
+def _next(manifest: Manifest, config: CollectConfig, failed: int) -> Iterator[str]:
+    if failed:
+        yield (
+            f"{failed} {'prompt' if failed == 1 else 'prompts'} failed. The same command asks again, only what failed."
+        )
+    if manifest.in_batch:
+        yield f"{manifest.in_batch:,} are in a batch. The same command picks its answers up."
+    if manifest.unsent and config.max_cost is not None:
+        yield (
+            f"{manifest.unsent:,} are left: the worst case of one more could pass --max-cost {config.max_cost:g}. "
+            "To go on, give the same command with a higher one."
+        )
+    if not (failed or manifest.in_batch or manifest.unsent):
+        yield f"Next:  mlx-distill train --data {config.out} --run adapters/{manifest.name}"

@@ -6,20 +6,21 @@ themselves. Errors of ours become one message and exit code 1; Ctrl-C becomes 13
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
 from mlx_distill.cli.console import Summary, TerminalProgress
-from mlx_distill.config import Settings, parse_settings
 from mlx_distill.errors import ConfigError, MlxDistillError
 from mlx_distill.progress import Progress
+from mlx_distill.settings import Settings, kinds_of, parse_settings
 
 S = TypeVar("S", bound=Settings)
 
@@ -113,17 +114,20 @@ def _parameter(name: str, field: FieldInfo) -> click.Parameter:
 
 def _help(field: FieldInfo) -> str:
     text = field.description or ""
-    if field.is_required() or field.default is None or field.annotation is bool:
+    # A default that is made, such as a path that follows from another flag, is told by the description.
+    if field.is_required() or field.default_factory or field.default is None or field.annotation is bool:
         return text
     return f"{text}  [default: {field.default}]"
 
 
 def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation)))
-    if get_origin(annotation) in (Union, UnionType):
-        return "|".join(_metavar(kind) for kind in get_args(annotation) if kind is not NoneType)
-    return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+    words: list[str] = []
+    for kind in kinds_of(annotation):
+        if get_origin(kind) is Literal:
+            words += map(str, get_args(kind))
+        elif kind is not NoneType:
+            words.append({int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT"))
+    return "|".join(words)
 
 
 def _as_flags(message: str, settings: type[Settings]) -> str:
@@ -131,5 +135,6 @@ def _as_flags(message: str, settings: type[Settings]) -> str:
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if not extra.get("argument"):
             for ending in (" = ", " is required"):
-                message = message.replace(f"{name}{ending}", f"--{name.replace('_', '-')}{ending}")
+                # A whole word, as one key may end with another: batch_size, micro_batch_size.
+                message = re.sub(rf"(?<!\w){name}{ending}", f"--{name.replace('_', '-')}{ending}", message)
     return message

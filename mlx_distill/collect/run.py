@@ -7,27 +7,45 @@ The ledger is the truth: it can be left and taken up again at any moment, and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mlx_distill.asking import ask_all, run_interruptible
+from mlx_distill.budget import Budget
+from mlx_distill.collect.batch import BatchCollection
+from mlx_distill.collect.cleaning import clean, in_thread
+from mlx_distill.collect.estimate import Estimate, estimate
+from mlx_distill.collect.requests import PromptRequests, longer, outstanding, plan, planned
 from mlx_distill.collect.splits import refuse_foreign, write_data_set
 from mlx_distill.config import CollectConfig
-from mlx_distill.errors import FolderError, TeacherError, TeacherUnavailableError
+from mlx_distill.errors import ConfigError, FolderError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import DataFolder, lock
 from mlx_distill.ledger import Ledger
+from mlx_distill.pricing import price_of
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.prompts import load_prompts
-from mlx_distill.records import Manifest, Message, Prompt, Request, TeacherTerms
+from mlx_distill.records import Manifest, TeacherTerms
 from mlx_distill.teachers.base import Teacher, request_name
+from mlx_distill.teachers.batches import Batching
 from mlx_distill.teachers.registry import open_teacher
 
+#: Asks the user a question that can be answered by yes or no.
+Confirm = Callable[[str], bool]
+
+#: A collection expected to cost more, in US dollars, is not begun without a limit or the user's word.
+ASK_ABOVE_USD = 5.0
+
 #: Raised when a change makes the same answers give another data set.
-CODE_FORMAT = 1
+CODE_FORMAT = 2
 
 
-def collect_from_spec(config: CollectConfig, progress: Progress = SILENT) -> Manifest:
+def collect_from_spec(
+    config: CollectConfig, progress: Progress = SILENT, *, confirm: Confirm | None = None
+) -> Manifest:
     """Open the teacher that the settings name, collect, and close it; for callers outside an event loop.
+
+    Args:
+        confirm: As for `collect`.
 
     Raises:
         KeyboardInterrupt: Interrupted; all answers so far are in the ledger.
@@ -35,37 +53,64 @@ def collect_from_spec(config: CollectConfig, progress: Progress = SILENT) -> Man
     """
 
     async def whole() -> Manifest:
-        teacher = open_teacher(config.teacher)
+        teacher = open_teacher(config.teacher, base_url=config.base_url)
         try:
-            return await collect(config, teacher, progress)
+            return await collect(config, teacher, progress, confirm=confirm)
         finally:
             await teacher.close()
 
     return run_interruptible(whole())
 
 
-async def collect(config: CollectConfig, teacher: Teacher, progress: Progress = SILENT) -> Manifest:
+def estimate_from_spec(config: CollectConfig) -> Estimate:
+    """What the collection that the settings describe would still cost. Sends nothing and needs no key.
+
+    Raises:
+        InputError: The prompts or the ledger cannot be read.
+    """
+    # A recorded teacher is named by its content, too, and opening it costs nothing.
+    recorded = config.teacher.startswith("recorded:")
+    requests = _requests(config, request_name(open_teacher(config.teacher)) if recorded else config.teacher)
+    path = DataFolder(config.out).ledger
+    if not path.exists():
+        return estimate(requests, teacher=config.teacher, ceiling=config.ceiling)
+    with Ledger(path) as ledger:
+        return estimate(requests, teacher=config.teacher, ceiling=config.ceiling, ledger=ledger)
+
+
+async def collect(
+    config: CollectConfig, teacher: Teacher, progress: Progress = SILENT, *, confirm: Confirm | None = None
+) -> Manifest:
     """Ask every prompt that has no reply yet, then write the data set.
 
     Args:
         teacher: Already open; it is left open.
+        confirm: Asks the user before a collection that is expected to be dear and has no limit; None where nobody
+            can be asked.
 
     Returns:
-        The manifest. Prompts that failed are counted in it, and are asked again by the next call.
+        The manifest. Prompts that failed are counted in it, and are asked again by the next call; so are those that
+        the budget left no room for, and those that a batch still holds. It is not written while there is nothing
+        to train on.
 
     Raises:
+        ConfigError: Nobody agreed to the cost, or `max_cost` cannot be held. Nothing is sent.
         TeacherError: Its terms were not accepted (nothing is sent), or no answer can be trained on.
         TeacherUnavailableError: It can answer nothing until the user acts; what was answered is kept.
         FolderError: Another process collects into the folder, or it holds something else.
-        InputError: The prompts or the ledger cannot be read.
+        InputError: The prompts, the held-out prompts or the ledger cannot be read.
+        IsolationError, DependencyError: Answers cannot be verified as asked for; they are kept.
         asyncio.CancelledError: Cancelled; answers under way were waited for, and all are kept.
     """
     terms = _accepted(teacher.terms(), config)
-    requests = [_request(prompt, teacher, config) for prompt in load_prompts(config.prompts)]
+    requests = _requests(config, request_name(teacher))
     folder = DataFolder(config.out)
     with _held(folder), Ledger(folder.ledger) as ledger:
+        Budget(price_of(teacher.spec), config.max_cost)  # Says so, where the limit cannot be held.
+        _require_consent(config, requests, ledger, confirm)
+        plan(ledger, requests)
         try:
-            await ask_all(requests, teacher, ledger, concurrency=config.concurrency, progress=progress)
+            await _ask(config, requests, teacher, ledger, progress)
         except TeacherUnavailableError as error:
             counts = ledger.counts(request.key for request in requests)
             have = counts["answered"] + counts["refused"] + counts["truncated"]
@@ -73,6 +118,7 @@ async def collect(config: CollectConfig, teacher: Teacher, progress: Progress = 
                 f"{error.message}\n  {have} of {len(requests)} prompts have their answer in {folder.ledger}.",
                 hint=error.hint,
             ) from None
+        found = await in_thread(lambda told: clean(ledger, requests, config, told), progress)
         return write_data_set(
             folder,
             ledger,
@@ -81,7 +127,56 @@ async def collect(config: CollectConfig, teacher: Teacher, progress: Progress = 
             terms=terms,
             valid_fraction=config.valid_fraction,
             test_fraction=config.test_fraction,
+            ceiling=config.ceiling,
+            rules=(found.rule,),
+            facts={
+                "held_out": found.held_out,
+                "contaminated": dict(found.contaminated),
+                "credentials": dict(found.credentials),
+                "verification": found.verification,
+            },
         )
+
+
+async def _ask(
+    config: CollectConfig, requests: PromptRequests, teacher: Teacher, ledger: Ledger, progress: Progress
+) -> None:
+    price = price_of(teacher.spec)
+    again = True
+    if isinstance(teacher, Batching):
+        batches = BatchCollection(teacher.spec, teacher.batches, ledger, Budget(price), progress)
+        if await batches.settle_orphans(config.batch_orphan):
+            return
+        if batches.open:
+            await batches.collect(wait=config.wait)
+            again = False  # What failed just now is for the next command.
+    elif config.batch:
+        raise ConfigError(f"{teacher.spec} has no batches.", hint="Leave --batch away.")
+    todo = outstanding(ledger, requests, config.ceiling, failed=again)
+    budget = Budget(price, config.max_cost, ledger.spending())
+    if not config.batch:
+        await ask_all(
+            todo,
+            teacher,
+            ledger,
+            concurrency=config.concurrency,
+            progress=progress,
+            budget=budget,
+            follow_up=lambda request, reply: longer(request, reply.stop, config.ceiling),
+        )
+        return
+    assert isinstance(teacher, Batching)
+    while True:
+        batches = BatchCollection(teacher.spec, teacher.batches, ledger, budget, progress)
+        await batches.submit(planned(ledger, todo))
+        if not batches.open:
+            return
+        await batches.collect(wait=config.wait)
+        if batches.open:
+            return
+        # Answers that were cut are asked again with more tokens.
+        todo = outstanding(ledger, requests, config.ceiling, failed=False)
+        budget = Budget(price, config.max_cost, ledger.spending())
 
 
 def require_all_answered(manifest: Manifest) -> None:
@@ -90,6 +185,11 @@ def require_all_answered(manifest: Manifest) -> None:
     Raises:
         TeacherError: Says how many, and that the same command asks again for these alone.
     """
+    if manifest.unsent or manifest.in_batch:
+        raise TeacherError(
+            f"{manifest.unsent} of {manifest.prompts} prompts are not sent yet, {manifest.in_batch} are in a batch.",
+            hint="Raise collect.max_cost for the first; for the others, give the same command later.",
+        )
     failed = next((drop for drop in manifest.dropped if drop.reason == "failed"), None)
     if failed is not None:
         raise TeacherError(
@@ -111,15 +211,24 @@ def _accepted(terms: TeacherTerms, config: CollectConfig) -> TeacherTerms:
     return terms.model_copy(update={"accepted": True})
 
 
-def _request(prompt: Prompt, teacher: Teacher, config: CollectConfig) -> Request:
-    return Request(
-        prompt_id=prompt.id,
-        family=prompt.family,
-        teacher=request_name(teacher),
-        messages=(Message(role="user", content=prompt.text),),
-        system=prompt.system or config.system or None,
-        max_tokens=config.max_tokens,
-    )
+def _requests(config: CollectConfig, teacher: str) -> PromptRequests:
+    prompts = load_prompts(config.prompts)
+    return PromptRequests(prompts, teacher=teacher, system=config.system, max_tokens=config.max_tokens)
+
+
+def _require_consent(config: CollectConfig, requests: PromptRequests, ledger: Ledger, confirm: Confirm | None) -> None:
+    if config.max_cost is not None or config.yes:
+        return
+    found = estimate(requests, teacher=config.teacher, ceiling=config.ceiling, ledger=ledger)
+    expected, worst = (found.expected_batch, found.worst_batch) if config.batch else (found.expected, found.worst)
+    if expected is None or worst is None or expected <= ASK_ABOVE_USD:
+        return
+    cost = f"{found.requests:,} requests are expected to cost ${expected:,.2f}, at the very worst ${worst:,.2f}"
+    if confirm is None or not confirm(f"{cost}. Go on?"):
+        raise ConfigError(
+            f"{cost}; nothing was sent.",
+            hint="Set a wall with --max-cost USD, or agree with --yes. What it is made of:  --dry-run",
+        )
 
 
 @contextmanager

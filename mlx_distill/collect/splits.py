@@ -8,23 +8,24 @@ together, and adding or removing prompts never moves another family. The price i
 average: with few families a split can be empty. No family is then moved to fill it, since a prompt added later
 would move it back; the split's file is left out, and the summary says so.
 
-Only finished answers with text are rows; all others are counted in the manifest by reason. Contents are not
-judged here. The files are replaced one after another and the manifest, which holds their hashes, comes last: a
-crash in between leaves a manifest that does not match, and the next collection, which asks nothing again, mends it.
+Only finished answers with text are rows; all others are counted in the manifest by reason. The files are replaced one
+after another and the manifest, which holds their hashes, comes last: a crash in between leaves a manifest that does
+not match, and the next collection, which asks nothing again, mends it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from mlx_distill.collect.requests import histories
 from mlx_distill.errors import ConfigError, FolderError, InputError, TeacherError
 from mlx_distill.layout import DataFolder, atomic_file, explain, file_sha256, read_record, write_text
 from mlx_distill.ledger import Entry, Ledger
@@ -35,6 +36,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 #: Hashed before a family's name. The first of "split-0:", "split-1:", … that gives the prompts which ship with the
 #: package three families each in valid and test. Another prefix would reshuffle every data set.
 _SPLIT_PREFIX = "split-1:"
+
+#: Reasons of what may still come: the prompt was not sent yet, or is under way in a batch.
+UNSENT, IN_BATCH = "unsent", "in a batch"
 
 #: Says why an entry is not trained on, or None.
 DropRule = Callable[[Entry], str | None]
@@ -50,13 +54,14 @@ def split_of(family: str, *, valid_fraction: float, test_fraction: float) -> Spl
 
 
 def unfinished(entry: Entry) -> str | None:
-    """Drops what is not a whole answer: "failed", "refused", "truncated" or "empty"."""
+    """Drops what is not a whole answer: "unsent", "in a batch", "failed", "refused", "truncated" or "empty"."""
     if entry.state != "answered":
-        return entry.state if entry.state in ("refused", "truncated") else "failed"
+        if entry.state in ("refused", "truncated"):
+            return entry.state
+        if entry.state == "planned":
+            return UNSENT
+        return IN_BATCH if entry.state == "sent" and entry.batch is not None else "failed"
     return None if entry.reply is not None and entry.reply.text.strip() else "empty"
-
-
-DROP_RULES: tuple[DropRule, ...] = (unfinished,)
 
 
 def chat_row(entry: Entry) -> ChatRow:
@@ -75,23 +80,51 @@ class _Tally:
     families: dict[Split, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})
     dropped: dict[str, list[str]] = field(default_factory=dict)
     models: dict[str, None] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
     answered: int = 0
+    asked_again: int = 0
+    batch_answers: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    cut_sendings: int = 0
+    cut_usd: float = 0.0
     prices_dated: str | None = None
     seconds: float = 0.0
 
-    def count(self, entry: Entry) -> None:
-        self.answered += entry.state == "answered"
+    def count(self, history: Sequence[Entry]) -> Entry:
+        """Count what was asked for one prompt; returns the entry that decides."""
+        for entry in history:
+            self._count(entry)
+        last = history[-1]
+        self.asked_again += sum(entry.attempts > 0 for entry in history[1:])
+        self.answered += last.state == "answered"
+        if last.state == "refused" and last.reply is not None:
+            category = last.reply.category or "none given"
+            self.refusals[category] = self.refusals.get(category, 0) + 1
+        return last
+
+    def _count(self, entry: Entry) -> None:
+        self.cut_sendings += entry.cut
+        self.cut_usd += entry.cut_usd
         if entry.reply is None:
             return
         self.models[entry.reply.model] = None
+        self.batch_answers += entry.batch is not None
         self.input_tokens += entry.reply.usage.input_tokens
         self.output_tokens += entry.reply.usage.output_tokens
         self.cost_usd += entry.cost_usd or 0.0
         self.prices_dated = max(self.prices_dated or "", entry.prices_dated or "") or None
         self.seconds += entry.reply.seconds
+
+    @property
+    def waits(self) -> bool:
+        """Whether more answers may come without anything having failed."""
+        return UNSENT in self.dropped or IN_BATCH in self.dropped
+
+
+class _NothingYet(Exception):  # noqa: N818 (it is no error)
+    """There is nothing to train on, and more is to come."""
 
 
 def write_data_set(
@@ -103,68 +136,110 @@ def write_data_set(
     terms: TeacherTerms,
     valid_fraction: float,
     test_fraction: float,
-    rules: Sequence[DropRule] = DROP_RULES,
+    ceiling: int | None = None,
+    rules: Sequence[DropRule] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Make the data set of these requests; others in the ledger are left alone.
 
     Args:
-        requests: One a prompt, in the order the rows shall have.
+        requests: The first request of every prompt, in the order the rows shall have.
         teacher: Spec for the manifest.
-        rules: The first that gives a reason drops the answer.
+        ceiling: Highest token limit that a cut answer was asked again with; None for the first limit alone.
+        rules: The first that gives a reason drops a finished answer.
+        facts: Further fields of the manifest.
 
     Returns:
-        What `manifest.json` holds. It is left as it was, date included, where nothing has changed.
+        What `manifest.json` holds. It is left as it was, date included, where nothing has changed. Where nothing can
+        be trained on yet, and answers are still to come, nothing is written, and the manifest has no rows.
 
     Raises:
         TeacherError: No answer can be trained on. Nothing is written.
         ConfigError: All answers lie in valid and test. Nothing is written.
     """
     tally = _Tally()
-    with ExitStack() as stack:
-        temporary = {split: stack.enter_context(atomic_file(folder.split(split))) for split in SPLITS}
-        with ExitStack() as writing:
-            files = {
-                split: writing.enter_context(path.open("w", encoding="utf-8", newline="\n"))
-                for split, path in temporary.items()
-            }
-            for entry in ledger.entries(request.key for request in requests):
-                tally.count(entry)
-                if (reason := _dropped(entry, rules)) is not None:
-                    tally.dropped.setdefault(reason, []).append(entry.request.prompt_id)
-                    continue
-                family = entry.request.family
-                split = split_of(family, valid_fraction=valid_fraction, test_fraction=test_fraction)
-                files[split].write(chat_row(entry).to_json() + "\n")
-                tally.rows[split] += 1
-                tally.families[split].add(family)
-        _refuse_hopeless(tally, len(requests))
-        for split, path in temporary.items():
-            _read_back(path, tally.rows[split])
+    first = requests[0].max_tokens if requests else 1
+
+    def manifest(sha256: dict[str, str]) -> Manifest:
+        return Manifest(
+            name=folder.root.resolve().name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            teacher=teacher,
+            teacher_models=tuple(tally.models),
+            terms=terms,
+            prompts=len(requests),
+            answered=tally.answered,
+            rows=dict(tally.rows) if sha256 else dict.fromkeys(SPLITS, 0),
+            families={split: len(families) for split, families in tally.families.items()},
+            sha256=sha256,
+            dropped=tuple(
+                DropCount(reason=reason, count=len(ids), prompt_ids=tuple(ids))
+                for reason, ids in sorted(tally.dropped.items())
+            ),
+            usage=Usage(input_tokens=tally.input_tokens, output_tokens=tally.output_tokens),
+            cost_usd=tally.cost_usd,
+            prices_dated=tally.prices_dated,
+            collection_seconds=tally.seconds,
+            max_tokens=first,
+            max_tokens_ceiling=ceiling or first,
+            asked_again=tally.asked_again,
+            batch_answers=tally.batch_answers,
+            refusals=tally.refusals,
+            unsent=len(tally.dropped.get(UNSENT, ())),
+            in_batch=len(tally.dropped.get(IN_BATCH, ())),
+            cut_sendings=tally.cut_sendings,
+            cut_usd=tally.cut_usd,
+            **(facts or {}),
+        )
+
+    try:
+        with ExitStack() as stack:
+            temporary = {split: stack.enter_context(atomic_file(folder.split(split))) for split in SPLITS}
+            _write_rows(
+                temporary,
+                histories(ledger, requests, ceiling or first),
+                tally,
+                valid_fraction,
+                test_fraction,
+                (unfinished, *rules),
+            )
+            _refuse_hopeless(tally, len(requests))
+            for split, path in temporary.items():
+                _read_back(path, tally.rows[split])
+    except _NothingYet:
+        return manifest({})
     for split in SPLITS:
         # mlx-lm takes a missing file for an empty split, and stumbles over an empty file.
         if not tally.rows[split]:
             folder.split(split).unlink(missing_ok=True)
-    manifest = Manifest(
-        name=folder.root.resolve().name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        teacher=teacher,
-        teacher_models=tuple(tally.models),
-        terms=terms,
-        prompts=len(requests),
-        answered=tally.answered,
-        rows=dict(tally.rows),
-        families={split: len(families) for split, families in tally.families.items()},
-        sha256={split: file_sha256(folder.split(split)) for split in SPLITS if tally.rows[split]},
-        dropped=tuple(
-            DropCount(reason=reason, count=len(ids), prompt_ids=tuple(ids))
-            for reason, ids in sorted(tally.dropped.items())
-        ),
-        usage=Usage(input_tokens=tally.input_tokens, output_tokens=tally.output_tokens),
-        cost_usd=tally.cost_usd,
-        prices_dated=tally.prices_dated,
-        collection_seconds=tally.seconds,
+    return _keep_or_write(
+        folder, manifest({split: file_sha256(folder.split(split)) for split in SPLITS if tally.rows[split]})
     )
-    return _keep_or_write(folder, manifest)
+
+
+def _write_rows(
+    paths: dict[Split, Path],
+    found: Iterable[Sequence[Entry]],
+    tally: _Tally,
+    valid_fraction: float,
+    test_fraction: float,
+    rules: Sequence[DropRule],
+) -> None:
+    with ExitStack() as writing:
+        files = {
+            split: writing.enter_context(path.open("w", encoding="utf-8", newline="\n"))
+            for split, path in paths.items()
+        }
+        for history in found:
+            entry = tally.count(history)
+            if (reason := _dropped(entry, rules)) is not None:
+                tally.dropped.setdefault(reason, []).append(entry.request.prompt_id)
+                continue
+            family = entry.request.family
+            split = split_of(family, valid_fraction=valid_fraction, test_fraction=test_fraction)
+            files[split].write(chat_row(entry).to_json() + "\n")
+            tally.rows[split] += 1
+            tally.families[split].add(family)
 
 
 def refuse_foreign(folder: DataFolder) -> None:
@@ -187,11 +262,13 @@ def _dropped(entry: Entry, rules: Sequence[DropRule]) -> str | None:
 
 
 def _refuse_hopeless(tally: _Tally, prompts: int) -> None:
+    if not tally.rows["train"] and tally.waits:
+        raise _NothingYet
     if not any(tally.rows.values()):
         reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in sorted(tally.dropped.items()))
         hint = "The same command asks those that failed again; all else is kept in the ledger."
         if "truncated" in tally.dropped:
-            hint = "Raise --max-tokens: answers were cut by it."
+            hint = "Raise --max-tokens-ceiling: answers were cut by it."
         raise TeacherError(f"no data set: of {prompts} prompts none has a finished answer ({reasons}).", hint=hint)
     if not tally.rows["train"]:
         raise ConfigError(

@@ -15,12 +15,15 @@ What happens to the code:
 - Whether it ran to its end and how its tests went is reported on a pipe of its own: neither printing "all tests
   passed" nor `sys.exit(0)` nor `os._exit(0)` makes a program pass.
 
-What this does NOT do: it is no sandbox. The code runs as the current user. It can read and write every file that the
-user can, use the network, and signal the user's other processes. Run as root, the kernel does not hold it to the
-limit on processes, which then rests on a check every twentieth of a second alone. macOS ignores limits on address
-space, so memory rests on that same check there. And code written to deceive *this* module could take
-the report pipe from the driver's own frames and forge a report: the checks stop programs that cheat their tests,
-not an attacker. `isolation_level()` says all this in a form that can be stored.
+What this does NOT do: by itself it is no sandbox. The code runs as the current user. It can read and write every file
+that the user can, use the network, and signal the user's other processes. Run as root, the kernel does not hold it to
+the limit on processes, which then rests on a check every twentieth of a second alone. macOS ignores limits on address
+space, so memory rests on that same check there. And code written to deceive *this* module could take the report pipe
+from the driver's own frames and forge a report: the checks stop programs that cheat their tests, not an attacker.
+`isolation_level()` says all this in a form that can be stored.
+
+With `sandbox=True`, and the extra `sandbox` installed, the operating system confines it besides: no files but its
+own, no network. See `mlx_distill.execution.sandbox` for what that holds off and what it does not.
 """
 
 from mlx_distill.execution.run import (
@@ -32,5 +35,16 @@ from mlx_distill.execution.run import (
     run_python,
     run_sql,
 )
+from mlx_distill.execution.sandbox import SandboxSupport, sandbox_support
 
-__all__ = ["Execution", "IsolationLevel", "Limits", "Outcome", "isolation_level", "run_python", "run_sql"]
+__all__ = [
+    "Execution",
+    "IsolationLevel",
+    "Limits",
+    "Outcome",
+    "SandboxSupport",
+    "isolation_level",
+    "run_python",
+    "run_sql",
+    "sandbox_support",
+]

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mlx_distill.errors import ResourceError
+from mlx_distill.errors import IsolationError, ResourceError
+from mlx_distill.execution.sandbox import SandboxSupport, interpreter, sandbox_support
 from mlx_distill.execution.supervisor import remove_folder, running
 from mlx_distill.records import Record
 
@@ -100,24 +101,40 @@ class IsolationLevel(Record):
     """What stands between a program and the machine.
 
     Attributes:
-        name: "process": a child process with limits.
+        name: "process": a child process with limits. "sandbox": the same, confined by the operating system.
+        mechanism: What confines it.
         enforced: What it cannot do.
         not_covered: What it can do all the same.
     """
 
-    name: Literal["process"] = "process"
+    name: Literal["process", "sandbox"] = "process"
+    mechanism: str | None = None
     enforced: tuple[str, ...]
     not_covered: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.mechanism})" if self.mechanism else self.name
 
-def isolation_level() -> IsolationLevel:
-    """How well a program is kept apart on this machine, for a manifest or a notice."""
+
+def isolation_level(*, sandbox: bool = False) -> IsolationLevel:
+    """How well a program is kept apart on this machine, for a manifest or a notice.
+
+    Raises:
+        IsolationError: A sandbox is asked for where there is none.
+    """
     gaps = ["reading and writing any file the user can", "network", "signals to the user's other processes"]
+    confined: tuple[str, ...] = ()
+    support = _sandbox_or_refuse() if sandbox else None
+    if support is not None:
+        gaps = list(support.gaps)
+        confined = ("files outside the temporary folder", "network")
     if os.geteuid() == 0:
         gaps.append("running as root: the kernel's limit on processes")
     if sys.platform == "darwin":
         gaps.append("macOS: the kernel's limit on memory; orphans that left their session and changed HOME")
     return IsolationLevel(
+        name="sandbox" if sandbox else "process",
+        mechanism=support.mechanism if support else None,
         enforced=(
             "own interpreter without site-packages",
             "empty environment",
@@ -128,32 +145,51 @@ def isolation_level() -> IsolationLevel:
             "open files and file sizes",
             "output",
             "killed with all its processes",
+            *confined,
         ),
         not_covered=tuple(gaps),
     )
 
 
-def run_python(source: str, *, limits: Limits | None = None) -> Execution:
+def run_python(source: str, *, limits: Limits | None = None, sandbox: bool = False) -> Execution:
     """Run Python source as `__main__`, then the tests in it that it has not run itself.
 
     Blocks until the program has ended; call it from a thread in asynchronous code.
 
+    Args:
+        sandbox: Whether the operating system confines it; see `mlx_distill.execution.sandbox`.
+
     Raises:
         ResourceError: No temporary folder can be made.
+        IsolationError: A sandbox is asked for where there is none.
     """
-    return _run("python", source, limits or Limits())
+    return _run("python", source, limits or Limits(), sandbox=sandbox)
 
 
-def run_sql(script: str, *, limits: Limits | None = None) -> Execution:
+def run_sql(script: str, *, limits: Limits | None = None, sandbox: bool = False) -> Execution:
     """Run SQL statements in order on an empty in-memory SQLite database; rows are printed, tab-separated.
 
+    Args:
+        sandbox: Whether the operating system confines it; see `mlx_distill.execution.sandbox`.
+
     Raises:
         ResourceError: No temporary folder can be made.
+        IsolationError: A sandbox is asked for where there is none.
     """
-    return _run("sql", script, limits or Limits())
+    return _run("sql", script, limits or Limits(), sandbox=sandbox)
 
 
-def _run(language: str, source: str, limits: Limits) -> Execution:
+def _sandbox_or_refuse() -> SandboxSupport:
+    support = sandbox_support()
+    if support.problem is not None:
+        hint = "Do without it, or install it:  pip install 'mlx-distill[sandbox]'" if not support.installed else None
+        raise IsolationError(support.problem, hint=hint)
+    return support
+
+
+def _run(language: str, source: str, limits: Limits, *, sandbox: bool) -> Execution:
+    if sandbox:
+        _sandbox_or_refuse()
     try:
         folder = str(Path(tempfile.mkdtemp(prefix="mlx-distill-run-")).resolve())
         file = Path(folder, "main.py" if language == "python" else "main.sql")
@@ -165,6 +201,7 @@ def _run(language: str, source: str, limits: Limits) -> Execution:
         ) from error
     job = {
         "folder": folder,
+        "interpreter": interpreter(folder, _HERE / "driver.py", sandbox=sandbox),
         "driver": str(_HERE / "driver.py"),
         "environment": {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"},
         "tail_bytes": limits.tail_bytes,

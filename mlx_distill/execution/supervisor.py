@@ -167,7 +167,7 @@ class Supervisor:
         report, report_end = os.pipe()
         # Its bytes decide the order of sets: without a fixed seed a wrong program may pass now and fail later.
         self._program = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-S", "-B", "-X", "utf8", self._job["driver"]],
+            [*self._job["interpreter"], "-s", "-P", "-S", "-B", "-X", "utf8", self._job["driver"]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

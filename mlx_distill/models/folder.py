@@ -175,8 +175,8 @@ def _instead(folder: Path) -> str:
 def fingerprint(folder: Path) -> str:
     """Tells two models apart without reading all of their weights.
 
-    A hash of `config.json`, of each weight file's name and size, and of blocks spread evenly over it, so that a fine-tuned
-    model of the same shape differs. A change of a few single weights between the blocks would be missed.
+    A hash of `config.json`, of each weight file's name and size, and of blocks spread evenly over it, so that a
+    fine-tuned model of the same shape differs. A change of a few single weights between the blocks would be missed.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):

@@ -13,20 +13,29 @@ from mlx_distill.teachers.base import Teacher
 #: Provider → the module and class that is opened with what follows the colon of a spec. Imported when asked for.
 TEACHERS: dict[str, str] = {
     "anthropic": "mlx_distill.teachers.anthropic:AnthropicTeacher",
+    "openai": "mlx_distill.teachers.openai:OpenAITeacher",
+    "mlx": "mlx_distill.teachers.mlx:MlxTeacher",
     "recorded": "mlx_distill.teachers.recorded:RecordedTeacher",
 }
 
+#: Those that speak to a server the user can name.
+TAKES_BASE_URL = frozenset({"openai"})
 
-def open_teacher(spec: str) -> Teacher:
+
+def open_teacher(spec: str, *, base_url: str | None = None) -> Teacher:
     """Open the teacher that a spec names; close it after use.
 
     Args:
-        spec: `PROVIDER:NAME`, such as "anthropic:claude-sonnet-4-6" or "recorded:data/starter".
+        spec: `PROVIDER:NAME`, such as "anthropic:claude-sonnet-4-6", "mlx:Qwen/Qwen2.5-7B-Instruct" or
+            "recorded:data/starter".
+        base_url: Of the server to ask, for a teacher behind an OpenAI-compatible one.
 
     Raises:
-        ConfigError: The provider is unknown, or the spec has no name.
+        ConfigError: The provider is unknown, the spec has no name, or a URL is given that it has no use for.
         TeacherError: The teacher cannot be used: no key, for instance.
+        DependencyError: Its SDK is an extra that is not installed.
         InputError: A file of recorded answers is missing or malformed.
+        ModelError: A local model cannot be found.
     """
     provider, _, name = spec.partition(":")
     if provider not in TEACHERS:
@@ -40,6 +49,11 @@ def open_teacher(spec: str) -> Teacher:
             f"teacher {spec!r} names nothing after the colon.",
             hint="For example anthropic:claude-sonnet-4-6, or recorded:data/starter.",
         )
+    if base_url is not None and provider not in TAKES_BASE_URL:
+        raise ConfigError(
+            f"teacher {spec!r} takes no base URL.",
+            hint="Leave --base-url out, or name the model of that server as openai:MODEL.",
+        )
     module, _, attribute = TEACHERS[provider].partition(":")
-    opener = cast(Callable[[str], Teacher], getattr(importlib.import_module(module), attribute))
-    return opener(name.strip())
+    opener = cast(Callable[..., Teacher], getattr(importlib.import_module(module), attribute))
+    return opener(name.strip()) if base_url is None else opener(name.strip(), base_url=base_url)

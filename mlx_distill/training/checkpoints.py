@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mlx_distill import layout
+from mlx_distill.backends.base import NO_TOKENS, State, StepStats
 from mlx_distill.progress import Progress
 from mlx_distill.records import Record
-from mlx_distill.training.student import NO_TOKENS, State, StepStats
 
 _PREFIX = "step-"
 
@@ -77,7 +77,9 @@ class Cursor(Record):
 
 
 def save(folder: Path, cursor: Cursor, state: State, *, keep: int) -> None:
-    """Write a checkpoint, then remove all but the newest `keep`.
+    """Write a checkpoint, then remove all but the newest `keep` up to it.
+
+    Those of later steps are damaged ones that the run went back from: they must not count as the newest.
 
     Raises:
         ResourceError: The disk is full; the earlier checkpoints are untouched.
@@ -85,10 +87,13 @@ def save(folder: Path, cursor: Cursor, state: State, *, keep: int) -> None:
     arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
     text = cursor.to_json()
     metadata = {"cursor": text, "sha256": _digest(text, arrays)}
-    with layout.atomic_file(folder / f"{_PREFIX}{cursor.step:08d}.safetensors") as temporary:
+    written = folder / f"{_PREFIX}{cursor.step:08d}.safetensors"
+    with layout.atomic_file(written) as temporary:
         save_file(arrays, temporary, metadata=metadata)
-    for old in _all(folder)[keep:]:
-        old.unlink(missing_ok=True)
+    found = _all(folder)
+    kept = [path for path in found if path <= written][:keep]
+    for path in set(found) - set(kept):
+        path.unlink(missing_ok=True)
 
 
 def newest(folder: Path, progress: Progress) -> tuple[Cursor, State] | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from mlx_distill import layout
+from mlx_distill.backends.base import NO_TOKENS, StepStats, Student
 from mlx_distill.batches import Batch, in_order, make_batch, plan_epoch
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
@@ -21,7 +22,6 @@ from mlx_distill.training import checkpoints
 from mlx_distill.training.checkpoints import Cursor, Sums
 from mlx_distill.training.interrupts import Interrupts, deferred
 from mlx_distill.training.schedule import learning_rate
-from mlx_distill.training.student import NO_TOKENS, StepStats, Student
 
 
 class Loop:

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mlx_distill import __version__, layout
+from mlx_distill.backends.base import Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits
-from mlx_distill.errors import FolderError, InputError
+from mlx_distill.errors import FolderError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Manifest, ModelRecord, RunRecord, content_hash
 from mlx_distill.training.loop import Loop
-from mlx_distill.training.student import Student
 
 #: Raised when a change makes the same configuration give other numbers.
 CODE_FORMAT = 1
@@ -43,6 +43,8 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
     """
     folder = layout.RunFolder(config.run)
     with layout.lock(folder.root):
+        layout.sweep(folder.root)
+        layout.sweep(folder.checkpoints)
         model = resolve(config.model, progress=progress)
         tokenizer = load_tokenizer(Path(model.path))
         require_chat_template(tokenizer, config.model)
@@ -165,18 +167,3 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
         f"{folder.root} holds another run. Different: {'; '.join(changed) or 'the version of mlx-distill'}.",
         hint="Choose another --run folder, or remove this one if you no longer need it.",
     )
-
-
-def read_run(root: Path) -> RunRecord:
-    """The record of a finished run, for the steps that follow.
-
-    Raises:
-        InputError: There is no such run, or it has no adapter yet.
-    """
-    folder = layout.RunFolder(root)
-    record = layout.read_record(folder.record, RunRecord, hint="Train first:  mlx-distill train --help")
-    if record.status != "finished" or not folder.adapter.exists():
-        raise InputError(
-            "this run is not finished.", path=root, hint="The same  mlx-distill train  command goes on with it."
-        )
-    return record

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import mlx_distill.asking
-from mlx_distill.ledger import Ledger
 from mlx_distill.collect.run import collect, collect_from_spec
 from mlx_distill.config import CollectConfig
 from mlx_distill.errors import FolderError, InputError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import DataFolder, lock, read_rows
+from mlx_distill.ledger import Ledger
 from mlx_distill.progress import Progress
 from mlx_distill.prompts import load_prompts
 from mlx_distill.records import ChatRow, Reply, Request, TeacherTerms

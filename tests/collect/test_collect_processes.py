@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 import mlx_distill
 from mlx_distill.cli.main import main
-from mlx_distill.ledger import Ledger
 from mlx_distill.layout import DataFolder, read_rows
+from mlx_distill.ledger import Ledger
 from mlx_distill.records import ChatRow
 from tests.servers.messages_server import MODEL, MessagesServer
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_distill.ledger import Ledger
 from mlx_distill.collect.splits import SPLITS, refuse_foreign, split_of, write_data_set
 from mlx_distill.errors import ConfigError, FolderError, TeacherError
 from mlx_distill.layout import DataFolder, file_sha256, read_record, read_rows
+from mlx_distill.ledger import Ledger
 from mlx_distill.prompts import load_prompts
 from mlx_distill.records import ChatRow, Manifest, Message, Reply, Request, StopReason, TeacherTerms, Usage
 
@@ -109,9 +109,10 @@ def test_what_is_not_a_finished_answer_is_left_out_and_counted(folder: DataFolde
     manifest = write(folder, ledger, requests)
     assert {drop.reason: drop.prompt_ids for drop in manifest.dropped} == {
         "empty": ("p5",),
-        "failed": ("p6", "p7", "p8"),
+        "failed": ("p7", "p8"),
         "refused": ("p4",),
         "truncated": ("p1", "p2", "p3"),
+        "unsent": ("p6",),
     }
     assert all(drop.count == len(drop.prompt_ids) for drop in manifest.dropped)
     assert (manifest.prompts, manifest.answered, manifest.rows["train"]) == (9, 2, 1)
@@ -160,7 +161,7 @@ def test_nothing_to_train_on_leaves_what_was_there(folder: DataFolder, ledger: L
     answer(ledger, held, "c")
     write(folder, ledger, [good])
     before = {path.name: path.read_bytes() for path in folder.root.iterdir() if "json" in path.name}
-    with pytest.raises(TeacherError, match=r"1 truncated[^\n]*\n.*--max-tokens"):
+    with pytest.raises(TeacherError, match=r"1 truncated[^\n]*\n.*--max-tokens-ceiling"):
         write(folder, ledger, [cut])
     with pytest.raises(ConfigError, match="--test-fraction 0"):
         write(folder, ledger, [held])

@@ -1,5 +1,5 @@
 """A strict Messages API on loopback: it refuses what the real one refuses, keeps a journal of what it would bill,
-and misbehaves on command.
+and misbehaves on command. Counting tokens is here, batches are in `batches_api.py`.
 
 Runs in threads of the test's own process, so that a child process can be killed while the journal lives on.
 """
@@ -13,46 +13,20 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-KEY = "sk-test-0123456789"
-MODEL = "claude-sonnet-4-6"
-CONTEXT_CHARACTERS = 200_000
+from tests.servers.batches_api import BatchStore, serve_batches_create, serve_batches_get
+from tests.servers.faults import Fault, Kind
+from tests.servers.messages import KEY, MODEL, check_message, message_for, tokens_of
+from tests.servers.refusals import RefusedError, invalid
 
-#: The version from which on sampling parameters are refused.
-NO_SAMPLING_FROM = "2026-10-21"
+__all__ = ["KEY", "MODEL", "Fault", "Kind", "MessagesServer"]
 
-_REQUIRED = {"model", "messages", "max_tokens"}
-_SAMPLING = {"temperature", "top_p", "top_k"}
-_KNOWN = _REQUIRED | _SAMPLING | {"system", "stream", "stop_sequences", "metadata"}
-
-Kind = Literal[
-    "status",  # answer with an error status
-    "drop before",  # close the connection, nothing accepted
-    "drop after",  # accept (and bill), then close the connection without an answer
-    "stop",  # answer, and give this stop reason
-    "cut stream",  # accept, stream half of the answer, then end the stream as if it were whole
-    "break stream",  # accept, stream half of the answer, then close the connection in the middle of a chunk
-    "error event",  # accept, stream half of the answer, then an error event
-    "text page",  # answer 200 with a page of text, as a proxy does
-    "half surrogate",  # answer with half of a surrogate pair
-]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What to do to one request instead of answering it."""
-
-    kind: Kind
-    status: int = 500
-    error_type: str = "api_error"
-    message: str = "broken on command"
-    error_code: str | None = None
-    retry_after: float | None = None
-    stop_reason: str = "end_turn"
-    text: str | None = None
+#: Faults that take effect before a request is accepted.
+_BEFORE = ("status", "drop before", "text page", "redirect")
 
 
 @dataclass
@@ -61,9 +35,14 @@ class MessagesServer:
 
     Attributes:
         delay: Seconds an answer takes.
-        faults: Prompt text → faults, used up one a request; the key "" applies to every prompt.
+        faults: Prompt text → faults, used up one a request; the key "" applies to every prompt. Keys that begin with
+            "batches " or are "count_tokens" are of those parts of the API.
         journal: The prompt of every request that was accepted, and would be billed, in order.
         requests: Every request that arrived: its headers, with lower-case names, and its body.
+        keep_requests: Whether `requests` is kept.
+        rate: How many messages may be asked in how many seconds; more are refused with 429.
+        looks: How often a batch is looked at before it has ended.
+        on_event: Called as things happen: "arrived", "accepted", "answering", "half answered", "answered".
     """
 
     delay: float = 0.0
@@ -71,11 +50,18 @@ class MessagesServer:
     faults: defaultdict[str, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
     journal: list[str] = field(default_factory=list)
     requests: list[tuple[dict[str, str], Any]] = field(default_factory=list)
+    keep_requests: bool = True
+    rate: tuple[int, float] | None = None
+    looks: int = 0
+    on_event: Callable[[str], None] = field(default=lambda name: None)
     most_at_once: int = 0
+    refused_by_rate: int = 0
 
     def __enter__(self) -> Self:
         self._lock = threading.Lock()
         self._at_once = 0
+        self._window = (0.0, 0)
+        self.batches = BatchStore(self)
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.api = self
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
@@ -98,6 +84,30 @@ class MessagesServer:
         """What a client needs to find the server."""
         return {"ANTHROPIC_BASE_URL": self.url, "ANTHROPIC_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 
+    def limited(self) -> tuple[dict[str, str], bool]:
+        """Rate-limit headers after one more message, and whether it is one too many."""
+        if self.rate is None:
+            return {}, False
+        most, seconds = self.rate
+        with self._lock:
+            now = time.time()
+            start, used = self._window
+            if now >= start + seconds:
+                start, used = now, 0
+            too_many = used >= most
+            self._window = (start, used if too_many else used + 1)
+            self.refused_by_rate += too_many
+            left = most - self._window[1]
+        reset = datetime.fromtimestamp(start + seconds, UTC).isoformat()
+        headers = {
+            "anthropic-ratelimit-requests-limit": str(most),
+            "anthropic-ratelimit-requests-remaining": str(left),
+            "anthropic-ratelimit-requests-reset": reset,
+        }
+        if too_many:
+            headers["retry-after"] = f"{max(0.01, start + seconds - now):.3f}"
+        return headers, too_many
+
     @property
     def billed(self) -> Counter[str]:
         """How often each prompt was accepted."""
@@ -112,9 +122,10 @@ class MessagesServer:
                 raise TimeoutError(f"{len(self.journal)} requests accepted, {length} expected")
             time.sleep(0.005)
 
-    def take_fault(self, prompt: str) -> Fault | None:
+    def take_fault(self, prompt: str, *others: str) -> Fault | None:
+        """The next fault of this key, or of these; the first that has one."""
         with self._lock:
-            for key in (prompt, ""):
+            for key in (prompt, *others):
                 if self.faults[key]:
                     return self.faults[key].popleft()
         return None
@@ -138,72 +149,115 @@ class _Server(ThreadingHTTPServer):
         """A client that is killed breaks its connections; that is what it is killed for."""
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, error_type: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.error_type, self.message = status, error_type, message
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    extra: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Silent."""
 
+    def do_GET(self) -> None:
+        self._count(self._serve_get)
+
     def do_POST(self) -> None:
+        self._count(self._serve_post)
+
+    def _count(self, serve: Callable[[MessagesServer], None]) -> None:
         api = self.server.api
         api.count_at_once(+1)
         try:
-            self._serve(api)
+            serve(api)
+        except RefusedError as refusal:
+            self.error(refusal.status, refusal.error_type, refusal.message)
         finally:
             api.count_at_once(-1)
 
-    def _serve(self, api: MessagesServer) -> None:
+    def _serve_get(self, api: MessagesServer) -> None:
+        _check_headers(self.lower_headers())
+        serve_batches_get(self, api.batches)
+
+    def _serve_post(self, api: MessagesServer) -> None:
         raw = self.rfile.read(int(self.headers["content-length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers = self.lower_headers()
+        path = self.path.partition("?")[0]
+        api.on_event("arrived")
         try:
-            body = _checked(self.path, headers, raw)
-        except _RefusedError as refusal:
-            api.requests.append((headers, raw))
-            self._error(refusal.status, refusal.error_type, refusal.message)
+            _check_headers(headers)
+            body = _json_of(raw)
+            if path == "/v1/messages/batches":
+                serve_batches_create(self, api.batches, body)
+                return
+            if path not in ("/v1/messages", "/v1/messages/count_tokens"):
+                raise RefusedError(404, "not_found_error", f"no such path {path}")
+            check_message(body, headers, counting=path.endswith("count_tokens"))
+        except RefusedError:
+            if api.keep_requests:
+                api.requests.append((headers, raw))
+            raise
+        if api.keep_requests:
+            api.requests.append((headers, body))
+        if path.endswith("count_tokens"):
+            fault = api.take_fault("count_tokens")
+            if fault is not None and self.before(fault):
+                return
+            self.json(200, {"input_tokens": tokens_of(body["messages"][-1]["content"])})
             return
-        api.requests.append((headers, body))
+        self._message(api, body)
+
+    def _message(self, api: MessagesServer, body: dict[str, Any]) -> None:
         prompt = body["messages"][-1]["content"]
-        fault = api.take_fault(prompt)
-        if fault is not None and fault.kind in ("status", "drop before", "text page"):
-            self._before(fault)
+        self.extra, too_many = api.limited()
+        if too_many:
+            self.error(429, "rate_limit_error", "too many requests")
+            return
+        fault = api.take_fault(prompt, "")
+        if fault is not None and self.before(fault):
             return
         api.accept(prompt)
+        api.on_event("accepted")
         time.sleep(api.delay)
+        if fault is not None and fault.kind == "stall":
+            time.sleep(fault.seconds)
         if fault is not None and fault.kind == "drop after":
-            self._hang_up()
+            self.hang_up()
             return
-        text = api.answer(prompt) if fault is None or fault.text is None else fault.text
-        if fault is not None and fault.kind == "half surrogate":
-            text = "half \ud83d of a pair"
-        stop = fault.stop_reason if fault is not None and fault.kind == "stop" else "end_turn"
+        api.on_event("answering")
+        message = message_for(api.answer, body, fault)
         if body.get("stream"):
-            self._stream(body, text, stop, fault)
+            self._stream(body, message, fault)
         else:
-            content = [{"type": "text", "text": text}] if text else []
-            self._json(200, _message(body, content, stop, output_tokens=_tokens(text)))
+            self.json(200, message)
+        api.on_event("answered")
+
+    def lower_headers(self) -> dict[str, str]:
+        return {name.lower(): value for name, value in self.headers.items()}
+
+    def before(self, fault: Fault) -> bool:
+        """Do what is done to a request before it is accepted; False where the fault comes later."""
+        if fault.kind not in _BEFORE:
+            return False
+        self._before(fault)
+        return True
 
     def _before(self, fault: Fault) -> None:
         if fault.kind == "drop before":
-            self._hang_up()
+            self.hang_up()
+        elif fault.kind == "redirect":
+            self._bytes(302, b"", {"location": "http://localhost:1/v1/messages"})
         elif fault.kind == "text page":
             self._bytes(200, b"<html>Please log in</html>", {"content-type": "text/html"})
         else:
             extra = {} if fault.retry_after is None else {"retry-after": str(fault.retry_after)}
-            self._error(fault.status, fault.error_type, fault.message, fault.error_code, extra)
+            self.error(fault.status, fault.error_type, fault.message, fault.error_code, extra)
 
-    def _stream(self, body: dict[str, Any], text: str, stop: str, fault: Fault | None) -> None:
+    def _stream(self, body: dict[str, Any], message: dict[str, Any], fault: Fault | None) -> None:
         kind = fault.kind if fault is not None else None
+        text = "".join(block["text"] for block in message["content"])
         half = len(text) // 2
         events: list[dict[str, Any]] = [
-            {"type": "message_start", "message": _message(body, [], None, output_tokens=1)},
+            {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}},
             {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
             {"type": "ping"},
             {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text[:half]}},
@@ -216,25 +270,36 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "content_block_stop", "index": 0},
                 {
                     "type": "message_delta",
-                    "delta": {"stop_reason": stop, "stop_sequence": None},
-                    "usage": {"output_tokens": _tokens(text)},
+                    "delta": {name: message.get(name) for name in ("stop_reason", "stop_sequence", "stop_details")},
+                    "usage": {"output_tokens": message["usage"]["output_tokens"]},
                 },
                 {"type": "message_stop"},
             ]
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
-        for event in events:
+        self.begin_chunks("text/event-stream")
+        for number, event in enumerate(events):
+            if number == len(events) // 2:
+                self.server.api.on_event("half answered")
             data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
-            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.chunk(data)
         if kind == "break stream":
             self.wfile.write(b"400\r\nevent: content_bl")
-            self._hang_up()
+            self.hang_up()
         else:
             self.wfile.write(b"0\r\n\r\n")
 
-    def _error(
+    def begin_chunks(self, content_type: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", content_type)
+        self.send_header("transfer-encoding", "chunked")
+        for name, value in self.extra.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def chunk(self, data: bytes) -> None:
+        """Send a part of a body whose length is not known; an empty one ends it."""
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    def error(
         self,
         status: int,
         error_type: str,
@@ -245,77 +310,39 @@ class _Handler(BaseHTTPRequestHandler):
         error: dict[str, Any] = {"type": error_type, "message": message}
         if code is not None:
             error["details"] = {"error_code": code}
-        self._json(status, {"type": "error", "error": error}, extra)
+        self.json(status, {"type": "error", "error": error}, extra)
 
-    def _json(self, status: int, value: Any, extra: dict[str, str] | None = None) -> None:
+    def json(self, status: int, value: Any, extra: dict[str, str] | None = None) -> None:
         self._bytes(status, json.dumps(value).encode(), {"content-type": "application/json", **(extra or {})})
 
     def _bytes(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**self.extra, **headers}.items():
             self.send_header(name, value)
+        self.extra = {}
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
 
-def _checked(path: str, headers: dict[str, str], raw: bytes) -> dict[str, Any]:
-    if path != "/v1/messages":
-        raise _RefusedError(404, "not_found_error", f"no such path {path}")
+def _check_headers(headers: dict[str, str]) -> None:
     key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
     if key != KEY:
         # A server that repeats the key: a client must not pass that on.
-        raise _RefusedError(401, "authentication_error", f"invalid key {key}")
+        raise RefusedError(401, "authentication_error", f"invalid key {key}")
     if "anthropic-version" not in headers:
-        raise _invalid("anthropic-version: header is required")
+        raise invalid("anthropic-version: header is required")
+
+
+def _json_of(raw: bytes) -> dict[str, Any]:
     try:
-        body: dict[str, Any] = json.loads(raw)
+        body = json.loads(raw)
     except ValueError:
-        raise _invalid("the body is not JSON") from None
-    if missing := sorted(_REQUIRED - body.keys()):
-        raise _invalid(f"{missing[0]}: Field required")
-    if extra := sorted(body.keys() - _KNOWN):
-        raise _invalid(f"{extra[0]}: Extra inputs are not permitted")
-    if (sampling := sorted(_SAMPLING & body.keys())) and headers["anthropic-version"] >= NO_SAMPLING_FROM:
-        raise _invalid(f"{sampling[0]}: not supported in this version")
-    if not isinstance(body["max_tokens"], int) or body["max_tokens"] < 1:
-        raise _invalid("max_tokens: must be at least 1")
-    _check_messages(body["messages"])
-    if body["model"] != MODEL:
-        raise _RefusedError(404, "not_found_error", f"model: {body['model']}")
+        raise invalid("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise invalid("the body is not an object")
     return body
-
-
-def _check_messages(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages or messages[0].get("role") != "user":
-        raise _invalid("messages: first message must use the user role")
-    for message in messages:
-        if message.get("role") not in ("user", "assistant") or not message.get("content", "").strip():
-            raise _invalid("messages: text content blocks must be non-empty")
-    if (length := sum(len(message["content"]) for message in messages)) > CONTEXT_CHARACTERS:
-        raise _invalid(f"prompt is too long: {length} tokens > {CONTEXT_CHARACTERS} maximum")
-
-
-def _invalid(message: str) -> _RefusedError:
-    return _RefusedError(400, "invalid_request_error", message)
-
-
-def _message(body: dict[str, Any], content: list[Any], stop: str | None, *, output_tokens: int) -> dict[str, Any]:
-    return {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "model": f"{body['model']}-20260101",
-        "content": content,
-        "stop_reason": stop,
-        "stop_sequence": None,
-        "usage": {"input_tokens": _tokens(body["messages"][-1]["content"]), "output_tokens": output_tokens},
-    }
-
-
-def _tokens(text: str) -> int:
-    return len(text.split())

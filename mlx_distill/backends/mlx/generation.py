@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+from jinja2.exceptions import TemplateError
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_tokenizer
 
@@ -43,6 +44,65 @@ class Answer:
     seconds: float
 
 
+class ChatModel:
+    """A local model with its tokenizer: reads conversations as tokens, and tokens as answers.
+
+    MLX binds what it computes to a thread: load a model in the thread that will use it.
+
+    Args:
+        folder: A model in Hugging Face layout.
+
+    Attributes:
+        context: How many tokens it sees at once; None where its files do not say.
+
+    Raises:
+        ModelError: It does not load, or has no chat template.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        device.prepare_memory()
+        self._model, config = load_frozen(folder, dtype="auto")
+        self._model.eval()
+        # A model may have more end marks than its tokenizer names: Llama 3 has three.
+        self._tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
+        require_chat_template(self._tokenizer, str(folder))
+        self.context = context_length(folder)
+
+    def encode(self, conversation: Sequence[Message]) -> list[int]:
+        """The tokens of a conversation, up to where the answer begins.
+
+        Raises:
+            InputError: The model's chat template refuses it.
+        """
+        messages = [as_template_message(m) for m in conversation]
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InputError(
+                f"the model's chat template refuses it: {error}.",
+                hint="Some models know no system prompt, or want user and assistant to take turns.",
+            ) from None
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def batches(self, *, batch_size: int, prefill_batch_size: int) -> BatchGenerator:
+        """mlx-lm's continuous batching over this model, greedy, ended by the model's own end marks.
+
+        Args:
+            batch_size: Answers written at once.
+            prefill_batch_size: Prompts read at once, each padded to the longest of them.
+        """
+        return BatchGenerator(
+            self._model,
+            stop_tokens=[[token] for token in self._tokenizer.eos_token_ids],
+            completion_batch_size=batch_size,
+            prefill_batch_size=prefill_batch_size,
+        )
+
+
 class Generator:
     """A local model that answers conversations.
 
@@ -54,12 +114,7 @@ class Generator:
     """
 
     def __init__(self, folder: Path) -> None:
-        device.prepare_memory()
-        self._model, _ = load_frozen(folder)
-        self._model.eval()
-        self._tokenizer = load_tokenizer(folder)
-        require_chat_template(self._tokenizer, str(folder))
-        self._context = context_length(folder)
+        self._model = ChatModel(folder)
         self.device = device.describe_device()
 
     def answer(
@@ -83,30 +138,20 @@ class Generator:
         Raises:
             InputError: A conversation leaves no room for an answer in the model's context.
         """
-        prompts = [self._encode(c) for c in conversations]
+        prompts = [self._model.encode(c) for c in conversations]
         for at, prompt in enumerate(prompts):
-            if self._context is not None and len(prompt) + max_tokens > self._context:
+            if self._model.context is not None and len(prompt) + max_tokens > self._model.context:
                 name = names[at] if names else f"conversation {at + 1}"
                 raise InputError(
                     f"{name}: {len(prompt)} tokens of prompt and {max_tokens} of answer do not fit into the model's "
-                    f"context of {self._context}.",
+                    f"context of {self._model.context}.",
                     hint="Shorten the prompt, or lower --max-tokens.",
                 )
         return self._generate(prompts, max_tokens, batch_size, bar or Bar())
 
-    def _encode(self, conversation: Sequence[Message]) -> list[int]:
-        messages = [as_template_message(m) for m in conversation]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
     def _generate(self, prompts: list[list[int]], max_tokens: int, batch_size: int, bar: Bar) -> Iterator[Answer]:
         started = time.perf_counter()
-        generator = BatchGenerator(
-            self._model,
-            stop_tokens=[[token] for token in self._tokenizer.eos_token_ids],
-            completion_batch_size=batch_size,
-            prefill_batch_size=batch_size,
-        )
+        generator = self._model.batches(batch_size=batch_size, prefill_batch_size=batch_size)
         try:
             # Longest first: prompts of like length are padded least, and the last to start is the quickest to read.
             order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -122,7 +167,7 @@ class Generator:
                         tokens = written.pop(response.uid)
                         yield Answer(
                             index=index_of[response.uid],
-                            text=self._tokenizer.decode(tokens, skip_special_tokens=True),
+                            text=self._model.decode(tokens),
                             stop="end" if response.finish_reason == "stop" else "length",
                             tokens=len(tokens),
                             seconds=time.perf_counter() - started,

@@ -25,7 +25,7 @@ ADAPTER_LEAVES = {"lora_a", "lora_b", "m"}
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-def load_frozen(folder: Path, *, dtype: str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+def load_frozen(folder: Path, *, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
     """Load a model with all its weights frozen.
 
     Args:
@@ -65,7 +65,14 @@ def attach_lora(model: nn.Module, config: TrainConfig) -> None:
     """
     layers = num_adapter_layers(model, config)
     linear_to_lora_layers(model, layers, lora_parameters(config))
-    fresh = initial_adapter(adapter_shapes(model), seed=config.seed)
+    shapes = adapter_shapes(model)
+    smallest = min(shape[-2] if name.endswith("lora_a") else shape[-1] for name, shape in shapes.items())
+    if config.rank > smallest:
+        raise ConfigError(
+            f"rank = {config.rank}: the smallest adapted matrix of {config.model} has rank {smallest}.",
+            hint=f"Choose --rank 1 to {smallest}; 8 to 64 is usual.",
+        )
+    fresh = initial_adapter(shapes, seed=config.seed)
     model.update(tree_unflatten([(name, mx.array(value)) for name, value in fresh.items()]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_distill import layout
+from mlx_distill.backends.base import State, StepStats
 from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.attention import in_blocks
 from mlx_distill.backends.mlx.head import Head, evaluate_loss, find_head, fused_loss, plain_loss
 from mlx_distill.backends.mlx.loading import attach_lora, load_frozen, lora_parameters, num_adapter_layers
+from mlx_distill.backends.mlx.trunk import MEMORY_SHARE, FrozenRows, find_trunk
 from mlx_distill.batches import Batch
 from mlx_distill.config import TrainConfig
-from mlx_distill.training.student import State, StepStats
 
 
 class MlxStudent:
-    """Implements `training.student.Student`.
+    """Implements `backends.base.Student`.
 
     Args:
         folder: The base model, in Hugging Face layout.
@@ -41,6 +44,7 @@ class MlxStudent:
         self._head: Head | None
         self._body, self._head = parts or (None, None)
         attach_lora(self._model, config)
+        self._frozen_rows = self._find_frozen_rows()
         self._optimizer = _make_optimizer(config)
         self._optimizer.init(self._model.trainable_parameters())
         self._adapter_layers = num_adapter_layers(self._model, config)
@@ -57,7 +61,8 @@ class MlxStudent:
         total: Any = None
         sums = mx.zeros(2)
         for batch in micro_batches:
-            (loss, correct), gradient = self._gradient(*_targets(batch))
+            with self._attention():
+                (loss, correct), gradient = self._gradient(self._enter(batch), *_targets(batch))
             total = gradient if total is None else tree_map(mx.add, total, gradient)
             sums = sums + mx.stack([loss, correct])
             mx.eval(total, sums)
@@ -83,12 +88,14 @@ class MlxStudent:
     def evaluate(self, batch: Batch) -> StepStats:
         """See `Student.evaluate`."""
         self._model.eval()
-        tokens, rows, columns, targets = _targets(batch)
-        if self._body is not None and self._head is not None:
-            hidden = self._body(tokens)[rows, columns]
-            loss, correct = evaluate_loss(self._head, hidden, targets)
-        else:
-            loss, correct = plain_loss(self._model(tokens)[rows, columns], targets)
+        rows, columns, targets = _targets(batch)
+        with self._attention():
+            top = self._ascend(self._enter(batch))[rows, columns]
+            if self._head is not None:
+                loss, correct = evaluate_loss(self._head, top, targets)
+            else:
+                loss, correct = plain_loss(top, targets)
+            mx.eval(loss, correct)
         return StepStats(loss.item(), round(correct.item()), batch.target_tokens, batch.real_tokens)
 
     def state(self) -> State:
@@ -108,8 +115,9 @@ class MlxStudent:
             groups[group].append((rest, mx.array(value)))
         self._model.update(tree_unflatten(groups["adapter"]))
         self._optimizer.state = tree_unflatten(groups["optimizer"])
-        for at, value in groups["random"]:
-            mx.random.state[int(at)] = value
+        for _, key in groups["random"]:
+            # The state itself is read-only; a seed is its two words.
+            mx.random.seed(int(key[0].item()) << 32 | int(key[1].item()))
         mx.eval(self._model.trainable_parameters(), self._optimizer.state)
 
     def save_adapter(self, folder: Path) -> None:
@@ -136,12 +144,30 @@ class MlxStudent:
         """See `Student.peak_memory_bytes`."""
         return device.peak_memory_bytes()
 
-    def _loss(
-        self, tokens: mx.array, rows: mx.array, columns: mx.array, targets: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        if self._body is not None and self._head is not None:
-            return fused_loss(self._head, self._body(tokens)[rows, columns], targets)
-        return plain_loss(self._model(tokens)[rows, columns], targets)
+    def _find_frozen_rows(self) -> FrozenRows | None:
+        if self._body is None:
+            return None
+        trunk = find_trunk(self._body, num_adapter_layers(self._model, self._config))
+        if trunk is None:
+            return None
+        return FrozenRows(trunk, int(device.total_memory_bytes() * MEMORY_SHARE))
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return nullcontext() if device.on_gpu() else in_blocks(self._model)
+
+    def _enter(self, batch: Batch) -> mx.array:
+        """What the trained part starts from: the frozen part's output, or the tokens where there is no such part."""
+        return mx.array(batch.tokens) if self._frozen_rows is None else self._frozen_rows.batch(batch)
+
+    def _ascend(self, start: mx.array) -> mx.array:
+        """From what `_enter` gives to the hidden states below the head; to the logits where the head is not known."""
+        if self._frozen_rows is not None:
+            return self._frozen_rows.trunk.above(start)
+        return self._model(start) if self._body is None else self._body(start)
+
+    def _loss(self, start: mx.array, rows: mx.array, columns: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        top = self._ascend(start)[rows, columns]
+        return plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
 
     def _adapter(self) -> dict[str, mx.array]:
         return dict(tree_flatten(self._model.trainable_parameters()))
@@ -151,11 +177,11 @@ class MlxStudent:
         return str(widest).removeprefix("mlx.core.")
 
 
-def _targets(batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Tokens (B, T), the row and column of every hidden state that predicts a target, and the targets (N,)."""
+def _targets(batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
+    """Row and column of every hidden state that predicts a target, and the targets, each (N,)."""
     rows, columns = np.nonzero(batch.loss_mask)
     targets = batch.tokens[rows, columns]
-    return mx.array(batch.tokens), mx.array(rows), mx.array(columns - 1), mx.array(targets)
+    return mx.array(rows), mx.array(columns - 1), mx.array(targets)
 
 
 def _make_optimizer(config: TrainConfig) -> optim.Optimizer:

@@ -1,0 +1,66 @@
+"""What the steps after training read of a run: its record, and that of the model fused from it.
+
+Reads: adapters/RUN/{run.json,adapters.safetensors}, FUSED/mlx_distill_fused.json.  Writes: nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mlx_distill import layout
+from mlx_distill.errors import InputError, ModelError
+from mlx_distill.records import Record, RunRecord
+
+
+class FusedRecord(Record):
+    """Beside the weights of a fused model: what it was made from.
+
+    Attributes:
+        adapter_sha256: Of the adapter that went in.
+        base: The base model, as the run named it.
+        layers: How many linear layers were changed.
+        bytes: Size of the weights.
+    """
+
+    format: Literal[1] = 1
+    run: str
+    adapter_sha256: str
+    base: str
+    base_revision: str | None = None
+    licence: str | None = None
+    layers: int
+    bytes: int
+
+
+def read_run(root: Path) -> RunRecord:
+    """The record of a finished run.
+
+    Raises:
+        InputError: There is no such run, or it has no adapter yet.
+    """
+    folder = layout.RunFolder(root)
+    record = layout.read_record(folder.record, RunRecord, hint="Train first:  mlx-distill train --help")
+    if record.status != "finished" or not folder.adapter.exists():
+        raise InputError(
+            "this run is not finished.", path=root, hint="The same  mlx-distill train  command goes on with it."
+        )
+    return record
+
+
+def read_fused(folder: Path, run: Path) -> FusedRecord:
+    """The record of the model that was fused from a run.
+
+    Args:
+        folder: Of the fused model.
+        run: Folder of the run.
+
+    Raises:
+        InputError: There is none.
+        ModelError: It was made from an earlier adapter.
+    """
+    hint = f"Make it:  mlx-distill fuse {run}"
+    record = layout.read_record(layout.fused_record(folder), FusedRecord, hint=hint)
+    if record.adapter_sha256 != layout.file_sha256(layout.RunFolder(run).adapter):
+        raise ModelError(f"{folder} was fused from another adapter than {run} now holds.", hint=hint)
+    return record

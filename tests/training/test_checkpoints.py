@@ -1,0 +1,137 @@
+"""Checkpoints: whole or skipped, the newest ones kept, never a wrong one taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from mlx_distill.backends.base import State
+from mlx_distill.training.checkpoints import Cursor, Sums, newest, save
+from tests.training.runs import Recorder
+
+
+def state(step: int) -> State:
+    generator = np.random.default_rng(step)
+    return State(
+        {
+            "adapter.model.layers.0.lora_a": generator.standard_normal((5, 4)).astype(np.float32),
+            "adapter.model.layers.0.lora_b": np.zeros((4, 5), dtype=np.float32),
+            "optimizer.step": np.array(step, dtype=np.uint64),
+            "optimizer.learning_rate": np.array(0.1, dtype=np.float32),
+            "random.0": np.array([1, step], dtype=np.uint32),
+            "empty": np.zeros((0, 3), dtype=np.float32),
+        }
+    )
+
+
+def cursor(step: int) -> Cursor:
+    return Cursor(epoch=1, batch=step, step=step, metric_rows=step + 2, epoch_sums=Sums(loss_sum=1 / 3), best_loss=0.1)
+
+
+def fill(folder: Path, steps: list[int], *, keep: int = 99) -> list[Path]:
+    for step in steps:
+        save(folder, cursor(step), state(step), keep=keep)
+    return sorted(folder.glob("*.safetensors"))
+
+
+def check(found: tuple[Cursor, State] | None, step: int) -> None:
+    assert found is not None
+    assert found[0] == cursor(step)
+    assert found[1].arrays.keys() == state(step).arrays.keys()
+    for name, value in state(step).arrays.items():
+        assert found[1].arrays[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[1].arrays[name], value)
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
+    fill(tmp_path, [3])
+    check(newest(tmp_path, Recorder()), 3)
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert newest(tmp_path, Recorder()) is None
+    assert newest(tmp_path / "none", Recorder()) is None
+
+
+def test_the_newest_is_taken_by_its_number_not_its_age(tmp_path: Path) -> None:
+    for age, path in enumerate(fill(tmp_path, [9, 20, 100])):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    check(newest(tmp_path, Recorder()), 100)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+    left = fill(tmp_path, [2, 4, 6, 8, 10], keep=keep)
+    assert [int(path.stem.removeprefix("step-")) for path in left] == [2, 4, 6, 8, 10][-keep:]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut-in-the-length": lambda content: content[:5],
+    "cut-in-the-head": lambda content: content[:40],
+    "cut-by-one-byte": lambda content: content[:-1],
+    "longer": lambda content: content + b"\0",
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"{}",
+    "huge-head": lambda content: b"\xff" * 8 + content[8:],
+    "no-metadata": lambda content: content.replace(b"__metadata__", b"__metadat4__"),
+    "value": lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+    "cursor": lambda content: content.replace(b'\\"step\\":8', b'\\"step\\":9'),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_newest_is_skipped_with_a_message(tmp_path: Path, kind: str) -> None:
+    newest_file = fill(tmp_path, [4, 8])[-1]
+    content = newest_file.read_bytes()
+    damaged = DAMAGES[kind](content)
+    assert damaged != content
+    newest_file.write_bytes(damaged)
+    recorder = Recorder()
+    check(newest(tmp_path, recorder), 4)
+    (said,) = recorder.said
+    assert said.startswith(f"{newest_file} is damaged (")
+
+
+def test_all_damaged_is_as_none(tmp_path: Path) -> None:
+    for path in fill(tmp_path, [4, 8]):
+        path.write_bytes(path.read_bytes()[:-1])
+    recorder = Recorder()
+    assert newest(tmp_path, recorder) is None
+    assert len(recorder.said) == 2
+
+
+@examples(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10**9), bit=st.integers(0, 7))
+def test_a_single_flipped_bit_is_never_taken(tmp_path: Path, at: int, bit: int) -> None:
+    """Anywhere: in the length, the head, the cursor or the tensors. The file before it is taken, unchanged."""
+    newest_file = fill(tmp_path, [4, 8])[-1]
+    content = bytearray(newest_file.read_bytes())
+    content[at % len(content)] ^= 1 << bit
+    newest_file.write_bytes(content)
+    found = newest(tmp_path, Recorder())
+    # A flip that leaves all of the content as it was (white space of the head's padding) may pass.
+    check(found, 4 if found is not None and found[0].step == 4 else 8)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_does_not_push_out_what_is_saved_after_it(tmp_path: Path, keep: int) -> None:
+    """A run that went back from a damaged step 50 to 25 saves 30: that is its newest whole checkpoint from then on."""
+    fill(tmp_path, [25, 50])[-1].write_bytes(b"damaged")
+    save(tmp_path, cursor(30), state(30), keep=keep)
+    check(newest(tmp_path, Recorder()), 30)
+
+
+def test_a_file_left_by_a_killed_writer_is_not_taken(tmp_path: Path) -> None:
+    whole = fill(tmp_path, [4])[-1].read_bytes()
+    (tmp_path / ".step-00000008-abc.safetensors").write_bytes(whole[:100])
+    recorder = Recorder()
+    check(newest(tmp_path, recorder), 4)
+    assert recorder.said == []
