@@ -28,8 +28,9 @@ R = TypeVar("R", bound=BaseModel)
 
 SPLITS = ("train", "valid", "test")
 
-#: Names that `tempfile` makes for `atomic_file` and `atomic_folder`.
-_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.[A-Za-z]+)?")
+#: Names of what is being written, and of a folder on its way out; `tempfile` adds eight characters.
+_PART, _OLD = ".part-", ".old-"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)(?P<kind>\.part-|\.old-)[a-z0-9_]{8}(\.\w+)?")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def bundled(relative: str) -> Path | None:
 
 def find_input(path: Path) -> Path:
     """A user's path as it is; or, where nothing is there and it names shipped data, the shipped copy."""
-    path = path.expanduser()
+    if path.parts[:1] == ("~",):
+        path = path.expanduser()
     if not path.exists() and path.parts[:1] == ("data",):
         return bundled(str(Path(*path.parts[1:]))) or path
     return path
@@ -165,13 +167,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and takes its name.
 
     Raises:
-        ResourceError: The disk is full. `path` keeps its old content.
+        ResourceError: It cannot be written, as on a full disk. `path` keeps its old content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_PART}", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -181,7 +184,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _disk_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,11 +196,18 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path` as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    """Yield a temporary folder beside `path`; on success it replaces `path` as a whole.
+
+    A process killed between the two renames leaves neither; `sweep` then brings the old folder back.
+
+    Raises:
+        ResourceError: It cannot be written. `path` is as it was.
+    """
+    temporary: Path | None = None
     retired: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_PART}"))
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -204,42 +215,61 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     os.fsync(opened.fileno())
         temporary.chmod(0o755)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{_OLD}"))
             path.rename(retired / path.name)
         temporary.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise _disk_error(error, path) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         if retired is not None:
-            if not path.exists():
-                (retired / path.name).rename(path)
-            shutil.rmtree(retired, ignore_errors=True)
+            _retire(retired, path)
+
+
+def _retire(retired: Path, path: Path) -> None:
+    """Remove a folder on its way out; or bring it back, where nothing has taken its place."""
+    if not path.exists() and (retired / path.name).exists():
+        (retired / path.name).rename(path)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left of `atomic_file` and `atomic_folder` in a folder.
+    """Clean up what a killed process left of `atomic_file` and `atomic_folder` in a folder.
 
     Only for a holder of the lock under which such files are written there: it cannot tell a living writer's from a
     dead one's.
     """
-    for path in folder.glob(".?*-????????*"):
-        if _TEMPORARY.fullmatch(path.name):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in folder.glob(".*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match["kind"] == _OLD:
+            _retire(path, folder / match["name"])
+        elif match and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif match:
+            path.unlink(missing_ok=True)
 
 
 def append_row(path: Path, row: BaseModel) -> None:
-    """Append one record to a JSONL file and fsync it."""
-    line = row.model_dump_json(exclude_none=True) + "\n"
+    """Append one record to a JSONL file and fsync it.
+
+    Raises:
+        ResourceError: It cannot be written. The file is as it was.
+    """
+    line = (row.model_dump_json(exclude_none=True) + "\n").encode()
     try:
-        with path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        # Not buffered: a buffer that could not be written would be tried again on closing.
+        with path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:])
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
     except OSError as error:
         raise _disk_error(error, path) from error
 
@@ -258,20 +288,23 @@ def read_rows(path: Path, record: type[R]) -> list[R]:
     """All records of a JSONL file of ours; none if it does not exist.
 
     Raises:
-        InputError: A whole line is not such a record; says which line and why.
+        InputError: The file cannot be read, or a whole line is not such a record; says which line and why.
     """
-    if not path.exists():
-        return []
     rows: list[R] = []
-    # As bytes: a crash can tear a line within a character.
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                rows.append(record.model_validate_json(line))
-            except ValidationError as error:
-                raise InputError(explain(error), path=path, line=number) from None
+    try:
+        # As bytes: a crash can tear a line within a character.
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    rows.append(record.model_validate_json(line))
+                except ValidationError as error:
+                    raise InputError(explain(error), path=path, line=number) from None
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
     return rows
 
 
@@ -288,6 +321,8 @@ def read_record(path: Path, record: type[R], *, hint: str | None = None) -> R:
     except (ValidationError, UnicodeDecodeError) as error:
         detail = explain(error) if isinstance(error, ValidationError) else str(error)
         raise InputError(detail, path=path, hint=hint) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}.", path=path, hint=hint) from None
 
 
 def explain(error: ValidationError) -> str:
@@ -328,23 +363,24 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes; the operating system lets go of it if this one dies.
 
     Raises:
-        FolderError: Another process holds it; names its process id.
+        FolderError: Another process holds it (names its process id), or it cannot be a folder of ours.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+        except BlockingIOError:
             owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             raise FolderError(
                 f"{folder} is in use by process {owner}.", hint="Wait for it to end, or choose another folder."
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            raise FolderError(f"{folder} cannot be used: {error.strerror}.", hint="Choose another folder.") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -356,6 +392,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_error(error: OSError, path: Path) -> ResourceError:
-    return ResourceError(
-        f"{path} could not be written: {error.strerror or error}.", hint="What was there before is unchanged."
-    )
+    # What failed can be another file, read while this one was written.
+    other = error.filename if error.filename and Path(os.fsdecode(error.filename)).parent != path.parent else None
+    what = f"{error.strerror or error}{f' ({other})' if other else ''}"
+    return ResourceError(f"{path} could not be written: {what}.", hint="What was there before is unchanged.")

@@ -57,8 +57,11 @@ class Settings(BaseModel):
         kinds = kinds_of(cls.model_fields[info.field_name].annotation)
         if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
             raise ValueError("must be a number")  # True would pass for 1.
-        if isinstance(value, str) and Path in kinds and (not value.strip() or "\0" in value):
-            raise ValueError("must be a path")  # "" would pass for the current folder.
+        if isinstance(value, str) and Path in kinds:
+            if not value.strip() or "\0" in value:
+                raise ValueError("must be a path")  # "" would pass for the current folder.
+            # No shell has done it in a recipe, nor after `--set KEY=`; and nobody wants a folder of this name.
+            return Path(value).expanduser() if value.split("/")[0] == "~" else value
         return value
 
 

@@ -147,7 +147,7 @@ class MlxStudent:
     def _find_frozen_rows(self) -> FrozenRows | None:
         if self._body is None:
             return None
-        trunk = find_trunk(self._body, num_adapter_layers(self._model, self._config))
+        trunk = find_trunk(self._body, num_adapter_layers(self._model, self._config), length=self._config.max_length)
         if trunk is None:
             return None
         return FrozenRows(trunk, int(device.total_memory_bytes() * MEMORY_SHARE))

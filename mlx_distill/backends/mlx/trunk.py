@@ -46,16 +46,35 @@ class Trunk:
         return self.body.norm(hidden)
 
 
-def find_trunk(body: nn.Module, trained: int) -> Trunk | None:
-    """Cut a model body below its last `trained` layers, if it is no more than embedding, layers and norm.
+class _Spy:
+    """Stands for a layer: notes the mask that it is given, and passes the hidden state on."""
+
+    def __init__(self, layer: nn.Module, masks: list[object]) -> None:
+        self._layer = layer
+        self._masks = masks
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._layer, name)
+
+    def __call__(self, hidden: mx.array, mask: object = None, cache: object = None) -> mx.array:
+        self._masks.append(mask)
+        return hidden
+
+
+def find_trunk(body: nn.Module, trained: int, *, length: int) -> Trunk | None:
+    """Cut a model body below its last `trained` layers, if it is no more than embedding, causal layers and norm.
+
+    Args:
+        length: Of the longest row, in tokens: a window no shorter than it hides nothing.
 
     Returns:
-        None if nothing lies below, or if the two parts do not give what the body gives, found out by computing both.
+        None if nothing lies below, or if the two parts are not what the body is: found out by computing both on a
+        few tokens, and by looking at the masks that the body gives its layers at full length.
     """
     if not all(hasattr(body, name) for name in ("embed_tokens", "layers", "norm")):
         return None
     frozen = len(body.layers) - trained
-    if frozen <= 0:
+    if frozen <= 0 or not _all_causal(body, length):
         return None
     trunk = Trunk(body, frozen)
     tokens = mx.arange(1, 9)[None]
@@ -66,6 +85,19 @@ def find_trunk(body: nn.Module, trained: int) -> Trunk | None:
     expected = body(tokens)
     gap = (found - expected).astype(mx.float32).abs().max()
     return trunk if gap.item() <= 1e-5 * (1 + expected.astype(mx.float32).abs().max().item()) else None
+
+
+def _all_causal(body: nn.Module, length: int) -> bool:
+    masks: list[object] = []
+    layers = body.layers
+    body.layers = [_Spy(layer, masks) for layer in layers]
+    try:
+        body(mx.zeros((1, length), dtype=mx.int32))
+    except (TypeError, ValueError, AttributeError):
+        return False
+    finally:
+        body.layers = layers
+    return len(masks) == len(layers) and all(isinstance(mask, str) and mask == "causal" for mask in masks)
 
 
 class FrozenRows:
