@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -108,15 +108,22 @@ def test_all_damaged_is_as_none(tmp_path: Path) -> None:
     assert len(recorder.said) == 2
 
 
-@examples(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A checkpoint of step 4 and one of step 8: the newer file and its content."""
+    newest_file = fill(tmp_path_factory.mktemp("flipped"), [4, 8])[-1]
+    return newest_file, newest_file.read_bytes()
+
+
+@examples(max_examples=400, deadline=None)
 @given(at=st.integers(0, 10**9), bit=st.integers(0, 7))
-def test_a_single_flipped_bit_is_never_taken(tmp_path: Path, at: int, bit: int) -> None:
+def test_a_single_flipped_bit_is_never_taken(two: tuple[Path, bytes], at: int, bit: int) -> None:
     """Anywhere: in the length, the head, the cursor or the tensors. The file before it is taken, unchanged."""
-    newest_file = fill(tmp_path, [4, 8])[-1]
-    content = bytearray(newest_file.read_bytes())
+    newest_file, whole = two
+    content = bytearray(whole)
     content[at % len(content)] ^= 1 << bit
     newest_file.write_bytes(content)
-    found = newest(tmp_path, Recorder())
+    found = newest(newest_file.parent, Recorder())
     # A flip that leaves all of the content as it was (white space of the head's padding) may pass.
     check(found, 4 if found is not None and found[0].step == 4 else 8)
 
