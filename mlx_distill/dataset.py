@@ -238,14 +238,26 @@ def as_template_message(message: Message) -> dict[str, Any]:
     return value
 
 
+def require_train_split(folder: Path) -> None:
+    """Refuse a folder without a `train.jsonl`, before anything dear is done.
+
+    Raises:
+        InputError: There is no such folder, or no such file in it.
+    """
+    hint = "Make one:  mlx-distill collect --help  (or point --data at your own folder)"
+    if not folder.is_dir():
+        raise InputError("no such folder; it needs a train.jsonl.", path=folder, hint=hint)
+    if not DataFolder(folder).split("train").is_file():
+        raise InputError("no such file.", path=DataFolder(folder).split("train"), hint=hint)
+
+
 def load_splits(folder: Path, tokenizer: Any, *, max_length: int, progress: Progress = SILENT) -> dict[str, TokenSplit]:
     """Tokenise `train.jsonl` and, where they are there and not empty, `valid.jsonl` and `test.jsonl`.
 
     Raises:
         InputError: There is no such folder, no training row is left, or a file is malformed.
     """
-    if not folder.is_dir():
-        raise InputError("no such folder.", path=folder, hint="It needs a train.jsonl; see  mlx-distill collect --help")
+    require_train_split(folder)
     files = DataFolder(folder)
     splits: dict[str, TokenSplit] = {}
     for name in ("train", "valid", "test"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from mlx_distill import __version__, layout
 from mlx_distill.backends.base import Student
 from mlx_distill.config import TrainConfig
-from mlx_distill.dataset import TokenSplit, load_splits
+from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
 from mlx_distill.errors import FolderError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
@@ -41,6 +41,8 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
         InputError, ModelError, ConfigError: What was given cannot be used.
         TrainingError: The run cannot go on; the best adapter so far stands.
     """
+    # Before a model is downloaded or a folder made.
+    require_train_split(config.data)
     folder = layout.RunFolder(config.run)
     with layout.lock(folder.root):
         layout.sweep(folder.root)
