@@ -76,6 +76,7 @@ def compare(config: CompareConfig, progress: Progress = SILENT) -> ComparisonRec
             if missing:
                 made, device = _generate(contender, models, path, missing, config, folder, progress)
                 kept += made
+        _write_in_order(folder, models, prompts, kept)
         record = _record(config, folder, run, models, prompts, kept, device)
         layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
     return record
@@ -102,6 +103,15 @@ def _keep_valid(
     ]
     layout.write_text(folder.generations, "".join(row.to_json() + "\n" for row in kept))
     return kept
+
+
+def _write_in_order(
+    folder: layout.ComparisonFolder, models: dict[Contender, str], prompts: Sequence[Prompt], rows: Sequence[Generation]
+) -> None:
+    """Write the answers by contender and prompt: the same answers are the same file, however often it was resumed."""
+    contenders, ids = list(models), [prompt.id for prompt in prompts]
+    ordered = sorted(rows, key=lambda row: (contenders.index(row.contender), ids.index(row.prompt.id)))
+    layout.write_text(folder.generations, "".join(row.to_json() + "\n" for row in ordered))
 
 
 def _missing(contender: str, prompts: Sequence[Prompt], kept: Sequence[Generation]) -> list[Prompt]:

@@ -232,6 +232,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"not valid TOML: {error}.", path=path) from None
+    except RecursionError:
+        raise InputError("not valid TOML: nested too deeply.", path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
     for override in overrides:
@@ -240,11 +242,21 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_settings(Recipe, tree, where=str(path), derived=derived)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def split_override(override: str) -> tuple[list[str], str]:
+    """The parts of the key and the text of the value of `train.epochs=3` and the like.
+
+    Raises:
+        ConfigError: It has no key or no `=`.
+    """
     key, separator, text = override.partition("=")
-    *sections, leaf = key.strip().split(".")
-    if not separator or not all((*sections, leaf)):
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
         raise ConfigError(f"--set {override}: expected KEY=VALUE.", hint="For example:  --set train.epochs=3")
+    return parts, text
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    (*sections, leaf), text = split_override(override)
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -8,6 +8,8 @@
     │   └── TeacherUnavailableError         the same for every request to it, until the user acts
     ├── TrainingError      (RuntimeError)   a training run that cannot go on
     ├── FolderError        (RuntimeError)   an output folder that is in use or holds something else
+    │   ├── InUseError                      the first of these: it will be free again
+    │   └── OccupiedError                   the same, where it holds another result of the same kind
     ├── ResourceError      (RuntimeError)   too little disk or memory
     ├── IsolationError     (RuntimeError)   a program that cannot be run as safely as was asked
     └── DependencyError    (ImportError)    an optional package that is not installed
@@ -84,6 +86,14 @@ class TrainingError(MlxDistillError, RuntimeError):
 
 class FolderError(MlxDistillError, RuntimeError):
     """An output folder that another process uses, or that holds something else."""
+
+
+class InUseError(FolderError):
+    """A folder that another process works in; it will be free again."""
+
+
+class OccupiedError(FolderError):
+    """An output folder that holds another result of the kind that was to be written there."""
 
 
 class ResourceError(MlxDistillError, RuntimeError):

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mlx_distill.errors import FolderError, InputError, ResourceError
+from mlx_distill.errors import FolderError, InputError, InUseError, ResourceError
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -155,8 +155,7 @@ def bundled(relative: str) -> Path | None:
 
 def find_input(path: Path) -> Path:
     """A user's path as it is; or, where nothing is there and it names shipped data, the shipped copy."""
-    if path.parts[:1] == ("~",):
-        path = path.expanduser()
+    path = path.expanduser() if path.parts[:1] == ("~",) else path
     if not path.exists() and path.parts[:1] == ("data",):
         return bundled(str(Path(*path.parts[1:]))) or path
     return path
@@ -168,9 +167,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises:
         ResourceError: It cannot be written, as on a full disk. `path` keeps its old content.
+        FolderError: Something other than a file is there, such as a folder or a device, which must not be replaced.
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            raise FolderError(f"{path} exists and is not a file.", hint="Choose another path.")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}{_PART}", suffix=path.suffix)
         os.close(handle)
@@ -375,7 +377,7 @@ def lock(folder: Path) -> Iterator[None]:
             os.pwrite(handle, str(os.getpid()).encode(), 0)
         except BlockingIOError:
             owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-            raise FolderError(
+            raise InUseError(
                 f"{folder} is in use by process {owner}.", hint="Wait for it to end, or choose another folder."
             ) from None
         except OSError as error:
@@ -393,6 +395,6 @@ def _sync_folder(folder: Path) -> None:
 
 def _disk_error(error: OSError, path: Path) -> ResourceError:
     # What failed can be another file, read while this one was written.
-    other = error.filename if error.filename and Path(os.fsdecode(error.filename)).parent != path.parent else None
-    what = f"{error.strerror or error}{f' ({other})' if other else ''}"
+    failed = Path(os.fsdecode(error.filename or path))
+    what = str(error.strerror or error) + (f" ({failed})" if failed.absolute().parent != path.absolute().parent else "")
     return ResourceError(f"{path} could not be written: {what}.", hint="What was there before is unchanged.")

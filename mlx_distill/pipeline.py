@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mlx_distill import layout
 from mlx_distill.config import Recipe
-from mlx_distill.errors import ConfigError, InputError
+from mlx_distill.errors import ConfigError, InputError, OccupiedError, TeacherError
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Record, content_hash
 from mlx_distill.settings import Settings
@@ -55,9 +55,10 @@ class Step:
         reads: Files whose content decides the result.
         writes: Files that must be there afterwards.
         code: Format number of its code.
-        facts: What else decides the result, such as a teacher's revision.
         run: Does it.
-        displace: Moves an earlier result out of the way, so that `--force` starts anew. Nothing is deleted.
+        facts: What else decides the result, such as a teacher's revision.
+        results: What is moved aside before it starts anew: results that took time to make. All else that it writes
+            follows from what it reads, and is written over.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Step:
     code: int
     run: Callable[[Progress], Any]
     facts: dict[str, Any] = field(default_factory=dict)
-    displace: Callable[[], None] = lambda: None
+    results: Sequence[Path] = ()
 
     @property
     def setting(self) -> str:
@@ -89,8 +90,8 @@ def walk(recipe: Recipe, *, force: Sequence[str] = (), progress: Progress = SILE
     """Walk a recipe.
 
     Args:
-        force: Steps to run again although nothing changed. What they made before is moved aside, and answers that
-            were paid for are kept.
+        force: Steps to run again although nothing changed. The run, the answers of the local models or the verdicts
+            that they made before are moved aside; answers that were paid for are kept in their ledger.
 
     Raises:
         ConfigError: A forced step does not exist.
@@ -116,11 +117,38 @@ def _walk(recipe: Recipe, force: Sequence[str], progress: Progress) -> list[Step
             continue
         progress.say(f"{step.name}: {_purpose(step.config)}")
         if forced:
-            step.displace()
-        step.run(progress)
+            _displace(step, progress)
+        _run(step, progress)
         _write_stamp(make(recipe))
         outcomes.append(StepOutcome(step.name, "done", time.perf_counter() - started))
     return outcomes
+
+
+def _run(step: Step, progress: Progress) -> None:
+    """Run a step. What an earlier walk made there from other inputs is moved aside; what anyone else made is not."""
+    try:
+        step.run(progress)
+    except OccupiedError as error:
+        if not layout.stamp(step.folder, step.name).exists():
+            raise OccupiedError(
+                error.message, hint=f"Move it aside:  --force {step.name}     Or keep both:  --set name=OTHER"
+            ) from None
+        progress.say(error.message)
+        _displace(step, progress)
+        step.run(progress)
+
+
+def _displace(step: Step, progress: Progress) -> None:
+    """Rename a step's results to PATH.before-N, with the first N that is free."""
+    for path in step.results:
+        if not path.exists():
+            continue
+        with layout.lock(step.folder):
+            number = 1
+            while (target := path.with_name(f"{path.name}.before-{number}")).exists():
+                number += 1
+            path.rename(target)
+        progress.say(f"{path} was moved aside, to {target}.")
 
 
 def _purpose(config: Settings) -> str:
@@ -159,16 +187,6 @@ def _write_stamp(step: Step) -> None:
     layout.write_text(layout.stamp(step.folder, step.name), stamp.model_dump_json(indent=2) + "\n")
 
 
-def _aside(path: Path) -> None:
-    """Rename a file or folder to PATH.before-N, with the first N that is free."""
-    if not path.exists():
-        return
-    number = 1
-    while (target := path.with_name(f"{path.name}.before-{number}")).exists():
-        number += 1
-    path.rename(target)
-
-
 def _revision(teacher: str) -> str:
     """What answers under a teacher's spec now; opened only where that costs nothing."""
     if not teacher.startswith("recorded:"):
@@ -197,6 +215,7 @@ def _collect(recipe: Recipe) -> Step:
 
     config = recipe.collect
     folder = layout.DataFolder(config.out)
+    splits = [folder.split(name) for name in layout.SPLITS if name == "train" or folder.split(name).exists()]
 
     def run(progress: Progress) -> None:
         manifest = collecting.collect_from_spec(config, progress)
@@ -207,7 +226,7 @@ def _collect(recipe: Recipe) -> Step:
         config,
         folder.root,
         [config.prompts],
-        [folder.manifest, folder.split("train")],
+        [folder.manifest, *splits],
         collecting.CODE_FORMAT,
         run,
         facts={"teacher": _revision(config.teacher)},
@@ -215,9 +234,11 @@ def _collect(recipe: Recipe) -> Step:
 
 
 def _train(recipe: Recipe) -> Step:
+    from mlx_distill.models.folder import fingerprint
     from mlx_distill.training import run as training
 
     config = recipe.train
+    model = Path(config.model).expanduser()
     data = layout.DataFolder(config.data)
     folder = layout.RunFolder(config.run)
     splits = [data.split(name) for name in layout.SPLITS if data.split(name).exists()]
@@ -225,11 +246,12 @@ def _train(recipe: Recipe) -> Step:
         "train",
         config,
         folder.root,
-        splits,
+        [*splits, *([model] if model.is_file() else [])],
         [folder.adapter, folder.adapter_config, folder.record],
         training.CODE_FORMAT,
         lambda progress: training.train(config, progress),
-        displace=lambda: _aside(folder.root),
+        facts={"model": fingerprint(model) if (model / "config.json").is_file() else None},
+        results=[folder.root],
     )
 
 
@@ -266,7 +288,7 @@ def _compare(recipe: Recipe) -> Step:
         comparing.CODE_FORMAT,
         lambda progress: comparing.compare(config, progress),
         facts={"teacher": _revision(config.teacher) if config.teacher else None},
-        displace=lambda: _aside(folder.generations),
+        results=[folder.generations],
     )
 
 
@@ -275,6 +297,15 @@ def _judge(recipe: Recipe) -> Step:
 
     config = recipe.judge
     folder = layout.ComparisonFolder(config.comparison)
+
+    def run(progress: Progress) -> None:
+        verdicts = judging.judge(config, judging.judge_from_spec(config, progress), progress)
+        if not any(verdict.scores for verdict in verdicts):
+            raise TeacherError(
+                f"{config.judge} gave no verdict that can be read. The first: {verdicts[0].problem}",
+                hint="The same command asks again.",
+            )
+
     return Step(
         "judge",
         config,
@@ -282,8 +313,8 @@ def _judge(recipe: Recipe) -> Step:
         [folder.generations],
         [folder.verdicts],
         judging.CODE_FORMAT,
-        lambda progress: judging.judge(config, judging.judge_from_spec(config, progress), progress),
-        displace=lambda: _aside(folder.verdicts),
+        run,
+        results=[folder.verdicts],
     )
 
 
@@ -292,13 +323,14 @@ def _report(recipe: Recipe) -> Step:
 
     config = recipe.report
     folder = layout.ComparisonFolder(config.comparison)
+    charts = [folder.chart(name) for name in reporting.CHARTS if folder.chart(name).exists()]
     run = layout.RunFolder(recipe.compare.run)
     return Step(
         "report",
         config,
         folder.root,
         [folder.generations, folder.verdicts, folder.record, run.record, run.metrics],
-        [folder.report, folder.results, folder.pipeline],
+        [folder.report, folder.results, folder.pipeline, *charts],
         reporting.CODE_FORMAT,
         lambda progress: reporting.report(config, progress),
     )

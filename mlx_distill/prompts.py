@@ -151,6 +151,8 @@ def _from_toml(path: Path, text: str, *, modifiers: bool) -> list[_Placed]:
         problem = _TOML_PLACE.sub("", str(error)).removesuffix(" (at end of document)")
         where = f"column {place[2]}" if place else "end of file"
         raise InputError(f"not valid TOML, {where}: {problem}.", path=path, line=line) from None
+    except RecursionError:
+        raise InputError("not valid TOML: nested too deeply.", path=path) from None
     file = _parse(_PromptFile, tree, path=path, line=None, what="the file")
     headers = [text.count("\n", 0, match.end()) + 1 for match in _PROMPT_HEADER.finditer(text)]
     # A header inside a prompt's own text would shift the count; then no line is better than a wrong one.

@@ -75,7 +75,6 @@ BROUGHT_BY = {
     "httpx2": "anthropic",
     "markupsafe": "jinja2",
     "pydantic_core": "pydantic",
-    "safetensors": "transformers",
     "packaging": "transformers",
 }
 

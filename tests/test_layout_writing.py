@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlx_distill import layout
-from mlx_distill.errors import ResourceError
+from mlx_distill.errors import FolderError, ResourceError
 from tests.children import killed
 
 
@@ -80,13 +80,23 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path, moment: str) -> Non
 
 def test_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    for path in (tmp_path / "file" / "below.json", tmp_path / "folder", tmp_path / ("n" * 300)):
+    for path in (tmp_path / "file" / "below.json", tmp_path / ("n" * 300)):
         with pytest.raises(ResourceError, match="could not be written"):
             layout.write_text(path, "new")
     with pytest.raises(ResourceError), layout.atomic_folder(tmp_path / "file" / "below"):
         pass
     assert tree(tmp_path) == {"file": "x"}
+
+
+def test_what_is_not_a_file_is_never_replaced(tmp_path: Path) -> None:
+    """A process of root could otherwise put a file in the place of /dev/null."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "folder", tmp_path / "pipe"):
+        with pytest.raises(FolderError, match="is not a file"):
+            layout.write_text(path, "new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_another_file_that_failed_is_named(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ themselves. Errors of ours become one message and exit code 1; Ctrl-C becomes 13
 
 from __future__ import annotations
 
+import os
 import re
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -17,15 +18,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from pydantic.fields import FieldInfo
 
+from mlx_distill.cli import exits
 from mlx_distill.cli.console import Summary, TerminalProgress
 from mlx_distill.errors import ConfigError, MlxDistillError
 from mlx_distill.progress import Progress
 from mlx_distill.settings import Settings, kinds_of, parse_settings
 
 S = TypeVar("S", bound=Settings)
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 Body = Callable[[Any, Progress], Summary]
 
@@ -76,27 +75,37 @@ def example_block(examples: str) -> str:
 
 def run_guarded(body: Callable[[], Summary], *, as_json: bool, keeps: str) -> None:
     """Run a command's body, print its summary, and turn errors into messages and exit codes."""
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    # That there is no torch is as it should be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
-        summary = body()
+        # Standard output is for the result alone, whatever a library prints.
+        with exits.terminable(), redirect_stdout(sys.stderr):
+            summary = body()
         summary.print(as_json=as_json)
         if summary.failed:
-            sys.exit(EXIT_FAILED)
-    except MlxDistillError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_FAILED)
+            sys.exit(exits.FAILED)
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. {keeps}", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exits.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_FAILED)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        raise  # Nobody reads on: click ends the process without a word.
+    except (MlxDistillError, OSError, ImportError, MemoryError, RecursionError) as error:
+        click.echo(f"Error: {_message(error)}", err=True)
+        sys.exit(exits.FAILED)
 
 
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
+def _message(error: Exception) -> str:
+    """What to tell of an error; of ours its own words, of the system's what it says and on which file."""
+    if isinstance(error, MlxDistillError):
+        return str(error)
+    if isinstance(error, OSError):
+        file = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return f"{file}{error.strerror or error}."
+    if isinstance(error, ImportError):
+        return f"{error}.\n  What is missing, and how to get it:  mlx-distill doctor"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read."
+    return "There is not enough memory.\n  Take a smaller model, or fewer rows at once."
 
 
 def _parameter(name: str, field: FieldInfo) -> click.Parameter:

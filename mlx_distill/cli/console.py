@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,12 @@ class Summary:
 
     def print(self, *, as_json: bool) -> None:
         """Write to standard output."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Paths may hold bytes that are no text, and terminals may lack characters: shown as escapes, not refused.
+            sys.stdout.reconfigure(errors="backslashreplace")
         if as_json:
-            sys.stdout.write(json.dumps(self.data, ensure_ascii=False) + "\n")
+            plain = "utf" not in (sys.stdout.encoding or "").lower()
+            sys.stdout.write(json.dumps(self.data, ensure_ascii=plain) + "\n")
         else:
             sys.stdout.write("".join(f"{line}\n" for line in self.lines))
         sys.stdout.flush()
@@ -71,14 +76,14 @@ def _rich_bar(title: str, total: float | None, unit: str) -> Iterator[Bar]:
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with RichProgress(*columns, console=Console(stderr=True), transient=False) as progress:
         task = progress.add_task(title, total=total, note="")

@@ -7,6 +7,7 @@ import importlib
 import click
 
 from mlx_distill import __version__
+from mlx_distill.cli import exits
 
 #: Commands in the order of the work, with their line in the group's help. Each lives in `cli/NAME.py` as `command`.
 COMMANDS: dict[str, str] = {
@@ -37,6 +38,15 @@ class LazyGroup(click.Group):
         assert isinstance(found, click.Command)
         return found
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; an interruption before it has begun, as while it is imported, ends like any other."""
+        try:
+            with exits.terminable():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. Nothing had begun.", err=True)
+            ctx.exit(exits.INTERRUPTED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -55,7 +65,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    epilog="Start with:  mlx-distill demo     Help on a command:  mlx-distill COMMAND --help",
+    epilog="\b\nStart with:         mlx-distill demo\nHelp on a command:  mlx-distill COMMAND --help",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="mlx-distill")

@@ -9,7 +9,9 @@ import click
 
 from mlx_distill.cli.command import example_block, json_option, run_guarded
 from mlx_distill.cli.console import Summary, TerminalProgress
-from mlx_distill.config import Recipe, load_recipe
+from mlx_distill.config import Recipe, load_recipe, split_override
+from mlx_distill.errors import ConfigError
+from mlx_distill.pipeline import STEPS
 
 KEEPS = "Every finished step stands, and the step under way keeps what it has; the same command goes on from there."
 
@@ -17,7 +19,11 @@ KEEPS = "Every finished step stands, and the step under way keeps what it has; t
 def force_option() -> click.Option:
     """`--force STEP`."""
     return click.Option(
-        ["--force"], multiple=True, metavar="STEP", help="Run this step again although nothing changed. Repeatable."
+        ["--force"],
+        multiple=True,
+        type=click.Choice(STEPS),
+        metavar="STEP",
+        help=f"Run this step again although nothing changed: {', '.join(STEPS)}. Repeatable.",
     )
 
 
@@ -27,8 +33,18 @@ def set_option() -> click.Option:
         ["--set", "overrides"],
         multiple=True,
         metavar="KEY=VALUE",
+        callback=_check_overrides,
         help="Override a key of the recipe, such as train.epochs=3. Repeatable.",
     )
+
+
+def _check_overrides(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> Sequence[str]:
+    try:
+        for value in values:
+            split_override(value)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+    return values
 
 
 def walk_recipe(path: Path, overrides: Sequence[str], force: Sequence[str], *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ The ledger is the truth: it can be left and taken up again at any moment, and wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mlx_distill.asking import ask_all, run_interruptible
 from mlx_distill.budget import Budget
@@ -18,7 +18,7 @@ from mlx_distill.collect.estimate import Estimate, estimate
 from mlx_distill.collect.requests import PromptRequests, longer, outstanding, plan, planned
 from mlx_distill.collect.splits import refuse_foreign, write_data_set
 from mlx_distill.config import CollectConfig
-from mlx_distill.errors import ConfigError, FolderError, TeacherError, TeacherUnavailableError
+from mlx_distill.errors import ConfigError, DependencyError, FolderError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import DataFolder, lock
 from mlx_distill.ledger import Ledger
 from mlx_distill.pricing import price_of
@@ -68,9 +68,7 @@ def estimate_from_spec(config: CollectConfig) -> Estimate:
     Raises:
         InputError: The prompts or the ledger cannot be read.
     """
-    # A recorded teacher is named by its content, too, and opening it costs nothing.
-    recorded = config.teacher.startswith("recorded:")
-    requests = _requests(config, request_name(open_teacher(config.teacher)) if recorded else config.teacher)
+    requests = _requests(config, _name_unopened(config))
     path = DataFolder(config.out).ledger
     if not path.exists():
         return estimate(requests, teacher=config.teacher, ceiling=config.ceiling)
@@ -94,7 +92,7 @@ async def collect(
         to train on.
 
     Raises:
-        ConfigError: Nobody agreed to the cost, or `max_cost` cannot be held. Nothing is sent.
+        ConfigError: It is a dry run, nobody agreed to the cost, or `max_cost` cannot be held. Nothing is sent.
         TeacherError: Its terms were not accepted (nothing is sent), or no answer can be trained on.
         TeacherUnavailableError: It can answer nothing until the user acts; what was answered is kept.
         FolderError: Another process collects into the folder, or it holds something else.
@@ -102,6 +100,8 @@ async def collect(
         IsolationError, DependencyError: Answers cannot be verified as asked for; they are kept.
         asyncio.CancelledError: Cancelled; answers under way were waited for, and all are kept.
     """
+    if config.dry_run:
+        raise ConfigError("a dry run collects nothing.", hint="See its cost with  mlx-distill collect --dry-run")
     terms = _accepted(teacher.terms(), config)
     requests = _requests(config, request_name(teacher))
     folder = DataFolder(config.out)
@@ -214,6 +214,15 @@ def _accepted(terms: TeacherTerms, config: CollectConfig) -> TeacherTerms:
 def _requests(config: CollectConfig, teacher: str) -> PromptRequests:
     prompts = load_prompts(config.prompts)
     return PromptRequests(prompts, teacher=teacher, system=config.system, max_tokens=config.max_tokens)
+
+
+def _name_unopened(config: CollectConfig) -> str:
+    """What requests to a teacher are named by, as far as that can be told without a key and without fetching it."""
+    if config.teacher.startswith(("recorded:", "openai:")):
+        # Named by their content or their server, too; opening one sends nothing.
+        with suppress(TeacherUnavailableError, DependencyError):
+            return request_name(open_teacher(config.teacher, base_url=config.base_url))
+    return config.teacher
 
 
 def _require_consent(config: CollectConfig, requests: PromptRequests, ledger: Ledger, confirm: Confirm | None) -> None:

@@ -345,11 +345,12 @@ def main() -> None:
     adopt_orphans()
     try:
         outcome = Supervisor(job, job["alive"]).run()
+        # Before the folder is removed: that can take long where a program nested folders in one another.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(json.dumps(outcome) + "\n")
+            sys.stdout.flush()
     finally:
         remove_folder(job["folder"])
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps(outcome) + "\n")
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

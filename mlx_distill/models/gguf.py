@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_distill import layout
-from mlx_distill.errors import FolderError, ResourceError
+from mlx_distill.errors import FolderError, InUseError, ResourceError
 from mlx_distill.models.gguf_config import generation_config, model_config
 from mlx_distill.models.gguf_reader import GgufFile, read_gguf
 from mlx_distill.models.gguf_tokenizer import save_tokenizer
@@ -54,15 +54,14 @@ def convert_gguf(path: Path, *, sha256: str | None = None, progress: Progress = 
             with layout.lock(folder.parent):
                 if not folder.is_dir():
                     _convert(source, folder, progress)
-        except FolderError:
+        except InUseError:
             if not told:
                 progress.say(f"Another process converts {path.name}; waiting for it.")
                 told = True
             time.sleep(_WAIT_SECONDS)
-        except OSError as error:
+        except FolderError as error:
             raise ResourceError(
-                f"The cache {folder.parent} cannot be written: {error.strerror or error}.",
-                hint="Set MLX_DISTILL_CACHE to a folder that can.",
+                f"The cache cannot be written: {error.message}", hint="Set MLX_DISTILL_CACHE to a folder that can."
             ) from None
     return folder
 

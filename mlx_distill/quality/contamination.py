@@ -11,7 +11,7 @@ prompt if one of these holds:
 
 The numbers are measured on the prompts that ship with the package. The closest training prompt has 0.21 of a held-out
 prompt's pairs and 0.21 of the words; the closest two tasks (a token bucket in Python and one in Java) have 0.27 and
-0.38. A copy with a courtesy before it, an instruction after it and four words replaced keeps 0.53 of the pairs.
+0.38. A copy with a courtesy before it, an instruction after it and three words replaced keeps 0.5 of the pairs or more.
 
 A verdict rests on the two prompts alone: adding others changes nothing. Not found: the same task in other words, in
 another natural language, or with most of its nouns exchanged.

@@ -114,10 +114,10 @@ def read_evidence(root: Path) -> Evidence:
         InputError: There are no generations, or a file is not what it claims to be.
     """
     folder = ComparisonFolder(root)
-    name = root.resolve().name
     generations: dict[tuple[str, str], Generation] = {
         (g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)
     }
+    name = root.resolve().name
     if not generations:
         raise InputError(
             "there are no answers to report on.",

@@ -1,8 +1,8 @@
 """A teacher behind Anthropic's Messages API, over its own SDK: one request, one answer.
 
-The key comes from `ANTHROPIC_API_KEY` and appears nowhere else; `ANTHROPIC_BASE_URL` moves the endpoint. The SDK
-retries what is worth it (408, 409, 429, 5xx, connections) twice and minds `retry-after`; nothing is wrapped
-around that. A middleware of the SDK, which sees each sending, follows the rate-limit headers (see `pace.py`) and
+The key comes from `ANTHROPIC_API_KEY` or the keyring, and appears nowhere else; `ANTHROPIC_BASE_URL` moves the
+endpoint. The SDK retries what is worth it (408, 409, 429, 5xx, connections) twice and minds `retry-after`; nothing is
+wrapped around that. A middleware of the SDK sees each sending, follows the rate-limit headers (see `pace.py`) and
 counts the sendings that were cut off, and may have been billed. Redirects are not followed: the key would go along.
 No sampling parameter is sent: the API refuses them. Batches are in `anthropic_batch.py`. Not done here: tools,
 thinking budgets, prompt caching.
@@ -10,7 +10,6 @@ thinking budgets, prompt caching.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from anthropic.types import MessageParam
 
 from mlx_distill.errors import MlxDistillError, TeacherError, TeacherUnavailableError
 from mlx_distill.records import Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.teachers.keys import find_key
 from mlx_distill.teachers.pace import Pace
 from mlx_distill.teachers.sending import current
 
@@ -63,7 +63,7 @@ class AnthropicTeacher:
     def __init__(self, model: str) -> None:
         self.spec = f"anthropic:{model}"
         self._model = model
-        self._key = _key_from_environment()
+        self._key = _key()
         self._pace = Pace()
         self._client = anthropic.AsyncAnthropic(
             api_key=self._key,
@@ -296,17 +296,12 @@ class AnthropicTeacher:
         return line[:300].rstrip(".")
 
 
-def _key_from_environment() -> str:
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key:
+def _key() -> str:
+    key = find_key(KEY_VARIABLE)
+    if key is None:
         raise TeacherUnavailableError(
             f"no key for Anthropic: {KEY_VARIABLE} is not set.",
             hint=f"export {KEY_VARIABLE}=…   or take a teacher that needs none:  recorded:data/starter",
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        # Told here, because the HTTP library's complaint would repeat the key.
-        raise TeacherUnavailableError(
-            f"{KEY_VARIABLE} holds a character that no key has.", hint="Look for a space or a line break in it."
         )
     return key
 

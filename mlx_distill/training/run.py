@@ -14,7 +14,7 @@ from mlx_distill import __version__, layout
 from mlx_distill.backends.base import Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
-from mlx_distill.errors import FolderError
+from mlx_distill.errors import OccupiedError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
@@ -37,7 +37,8 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
         The record of the finished run. A run that was finished before is returned as it is.
 
     Raises:
-        FolderError: Another process uses the folder, or it holds another run.
+        FolderError: Another process uses the folder.
+        OccupiedError: It holds another run.
         InputError, ModelError, ConfigError: What was given cannot be used.
         TrainingError: The run cannot go on; the best adapter so far stands.
     """
@@ -149,7 +150,7 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
     """The record of the same run in this folder, or None if the folder is free."""
     if not folder.record.exists():
         if folder.adapter.exists():
-            raise FolderError(
+            raise OccupiedError(
                 f"{folder.root} holds an adapter that no run.json describes.", hint="Choose another --run folder."
             )
         return None
@@ -165,7 +166,7 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
         changed.append("the data set")
     if earlier.model.revision != record.model.revision:
         changed.append("the base model")
-    raise FolderError(
+    raise OccupiedError(
         f"{folder.root} holds another run. Different: {'; '.join(changed) or 'the version of mlx-distill'}.",
         hint="Choose another --run folder, or remove this one if you no longer need it.",
     )

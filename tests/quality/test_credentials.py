@@ -59,7 +59,7 @@ TOKENS: dict[str, tuple[str, str]] = {
     "github": ("GitHub token", "ghp_" + drawn(36)),
     "github fine": ("GitHub token", "github_pat_" + drawn(22) + "_" + drawn(59, seed=1)),
     "gitlab": ("GitLab token", "glpat-" + drawn(20)),
-    "slack": ("Slack token", f"xoxb-{drawn(12, string.digits + 'ab')}-{drawn(24)}"),
+    "slack": ("Slack token", f"xoxb-{drawn(12)}-{drawn(24)}"),
     "slack hook": (
         "Slack webhook",
         f"https://hooks.slack.com/services/T{drawn(9, UPPER)}/B{drawn(9, UPPER, 1)}/{drawn(24)}",
@@ -86,7 +86,7 @@ TOKENS: dict[str, tuple[str, str]] = {
     "environment": ("assigned secret", f"export DB_PASSWORD={drawn(20)}\n"),
     "yaml": ("assigned secret", f"  auth-key: {drawn(24)}\n"),
     "header": ("assigned secret", f"X-Api-Key: {drawn(32, HEX)}"),
-    "argument": ("assigned secret", f"connect(user='app', password='{drawn(6)}!{drawn(6, seed=1)}')"),
+    "argument": ("assigned secret", f"connect(user='app', password='{drawn(14)}!')"),
     "go": ("assigned secret", f'token := "{drawn(40)}"'),
     "subscript": ("assigned secret", f'config["private_key"] = "{drawn(44)}"'),
 }

@@ -165,8 +165,8 @@ def test_another_process_gives_the_same_result() -> None:
 import random
 from mlx_distill.quality.duplicates import near_duplicates
 draw = random.Random(5)
-texts = {str(n): " ".join(str(draw.randint(0, 40)) for _ in range(60)) for n in range(200)}
-print(sorted(near_duplicates(texts, threshold=0.35).items()))
+texts = {str(n): "".join(draw.choices("ab", k=300)) for n in range(200)}
+print(sorted(near_duplicates(texts, threshold=0.55).items()))
 """
     outputs = {
         subprocess.run(

@@ -19,6 +19,7 @@ import ctypes
 import ctypes.util
 import os
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def describe() -> str:
     return f"{' '.join(_config(library)[:2])}, {_text(library, 'openblas_get_corename')} kernels"
 
 
-def _candidates() -> list[str]:
-    wheels = [*_files_of("ngsolve-openblas", "libopenblas"), *_files_of("cmeel-openblas", "libopenblas.so")]
-    system = ctypes.util.find_library("openblas")
-    return [*map(str, wheels), *([system] if system else [])]
+def _candidates() -> Iterator[str]:
+    yield from map(str, _files_of("ngsolve-openblas", "libopenblas"))
+    yield from map(str, _files_of("cmeel-openblas", "libopenblas.so"))
+    # Last, as looking for it calls the linker.
+    if system := ctypes.util.find_library("openblas"):
+        yield system
 
 
 def _files_of(package: str, prefix: str) -> list[Path]:
