@@ -22,16 +22,8 @@ from mlx_distill.ledger import Ledger
 from mlx_distill.models.resolve import resolve
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.prompts import load_prompts
-from mlx_distill.records import (
-    ComparisonRecord,
-    Contender,
-    Generation,
-    Message,
-    Prompt,
-    Request,
-    RunRecord,
-    content_hash,
-)
+from mlx_distill.records import ComparisonRecord, Contender, Generation, Message, Prompt, Request, content_hash
+from mlx_distill.run_records import RunRecord
 from mlx_distill.runs import read_fused, read_run
 from mlx_distill.teachers.base import request_name
 from mlx_distill.teachers.registry import open_teacher
@@ -100,6 +92,7 @@ def _keep_valid(
         and models.get(row.contender) == row.model
         and by_id.get(row.prompt.id) == row.prompt
         and row.max_tokens == config.max_tokens
+        and row.repetition_penalty == config.repetition_penalty
     ]
     layout.write_text(folder.generations, "".join(row.to_json() + "\n" for row in kept))
     return kept
@@ -192,6 +185,7 @@ def _generate(
         answers = generator.answer(
             [_conversation(prompt) for prompt in prompts],
             max_tokens=config.max_tokens,
+            repetition_penalty=config.repetition_penalty,
             batch_size=config.batch_size,
             names=[prompt.id for prompt in prompts],
             bar=bar,
@@ -206,6 +200,7 @@ def _generate(
                 output_tokens=answer.tokens,
                 seconds=round(answer.seconds, 3),
                 max_tokens=config.max_tokens,
+                repetition_penalty=config.repetition_penalty,
             )
             layout.append_row(folder.generations, row)
             made.append(row)
@@ -242,6 +237,7 @@ def _record(
         prompts=str(config.prompts),
         prompts_sha256=content_hash([prompt.model_dump(exclude_none=True) for prompt in prompts]),
         max_tokens=config.max_tokens,
+        repetition_penalty=config.repetition_penalty,
         device=device,
         seconds=seconds,
         tokens_per_second=speed,

@@ -157,6 +157,13 @@ class CompareConfig(Settings):
     max_tokens: int = Field(1024, gt=0, description="One token budget for all contenders.")
     out: Path | None = Field(None, description="Folder of the comparison.  [default: visuals/NAME of the run]")
     fused: Path | None = Field(None, description="Folder of the fused model.  [default: RUN/fused]")
+    repetition_penalty: float = Field(
+        1.0,
+        ge=1,
+        le=2,
+        description="Divides the logits of a local model's last words, for all alike, so that small models loop less; "
+        "1 is off.",
+    )
     batch_size: int = Field(8, gt=0, description="Prompts a local model answers at once.")
     concurrency: int = Field(4, gt=0, le=256, description="Requests to a teacher under way at once.")
 

@@ -24,7 +24,8 @@ from mlx_distill.batches import TokenRow
 from mlx_distill.errors import InputError
 from mlx_distill.layout import DataFolder, explain, file_sha256
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import ChatRow, Message, SplitSummary
+from mlx_distill.records import ChatRow, Message
+from mlx_distill.run_records import SplitSummary
 
 _LAYOUTS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "valid", "test"]
-MetricKind = Literal["step", "train", "valid", "test"]
 Contender = Literal["teacher", "base", "distilled"]
 
 #: Why a teacher stopped, in our own words. "end" is the only one that makes a finished answer.
@@ -224,41 +223,6 @@ class Manifest(Record):
     verification: VerificationSummary | None = None
 
 
-class MetricRow(Record):
-    """A row of `metrics.jsonl`.
-
-    Attributes:
-        kind: "step" for an optimizer step, else the split that was evaluated.
-        step: Optimizer steps taken so far.
-        epoch: Position in the data, fractional for a step, whole for an evaluation.
-        loss: Mean cross-entropy in nats over the tokens that carry loss.
-        token_accuracy: Share of those tokens that greedy decoding would have chosen, 0 to 1.
-        target_tokens: How many tokens carried loss.
-        tokens: Real tokens read, padding not counted.
-    """
-
-    kind: MetricKind
-    step: int
-    epoch: float
-    loss: float
-    token_accuracy: float
-    target_tokens: int
-    tokens: int
-    seconds: float
-    learning_rate: float | None = None
-    grad_norm: float | None = None
-
-
-class SplitSummary(Record):
-    """Size and hash of one split as it was trained on."""
-
-    rows: int
-    tokens: int
-    target_tokens: int
-    sha256: str
-    skipped: int = 0
-
-
 class ModelRecord(Record):
     """Which model was used, so that it can be found again.
 
@@ -278,41 +242,6 @@ class ModelRecord(Record):
     licence: str | None = None
 
 
-class RunRecord(Record):
-    """`adapters/RUN/run.json`: what was run, on what, and how it ended.
-
-    Attributes:
-        identity: Hash of all that decides the result. A folder whose identity differs holds another run.
-        status: "running" until the last step is taken and the best adapter is written.
-        config: The training configuration as used.
-        best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
-    """
-
-    format: Literal[1] = 1
-    identity: str
-    status: Literal["running", "finished"]
-    created: str
-    version: str
-    backend: str
-    device: str
-    model: ModelRecord
-    config: dict[str, Any]
-    splits: dict[str, SplitSummary]
-    trainable_parameters: int
-    manifest: Manifest | None = None
-    epochs: int = 0
-    steps: int = 0
-    best_step: int | None = None
-    first_valid_loss: float | None = None
-    train_loss: float | None = None
-    valid_loss: float | None = None
-    test_loss: float | None = None
-    token_accuracy: float | None = None
-    tokens_per_second: float | None = None
-    peak_memory_bytes: int | None = None
-    seconds: float | None = None
-
-
 class Generation(Record):
     """A row of `generations.jsonl`: one contender's answer to one prompt."""
 
@@ -325,6 +254,7 @@ class Generation(Record):
     output_tokens: int = Field(ge=0)
     seconds: float = Field(ge=0)
     max_tokens: int = Field(gt=0)
+    repetition_penalty: float = 1.0
 
     @property
     def finished(self) -> bool:
@@ -395,6 +325,7 @@ class ComparisonRecord(Record):
     prompts: str | None = None
     prompts_sha256: str
     max_tokens: int = Field(gt=0)
+    repetition_penalty: float = 1.0
     device: str
     seconds: dict[Contender, float] = {}
     tokens_per_second: dict[Contender, float] = {}

@@ -10,7 +10,8 @@ from typing import Literal
 
 from mlx_distill import layout
 from mlx_distill.errors import InputError, ModelError
-from mlx_distill.records import Record, RunRecord
+from mlx_distill.records import Record
+from mlx_distill.run_records import RunRecord
 
 
 class FusedRecord(Record):

@@ -56,6 +56,8 @@ def other_value(key: str, field: FieldInfo) -> Any:
     """A value that the field may have, and does not have by itself, as JSON has it."""
     if key == "collect.batch_orphan":
         return "abandon"
+    if key == "compare.repetition_penalty":
+        return 1.25
     kind = next(kind for kind in kinds_of(field.annotation) if kind is not NoneType)
     if get_origin(kind) is Literal:
         return get_args(kind)[-1]

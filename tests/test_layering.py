@@ -20,7 +20,7 @@ MAX_LINES = 400
 #: From the ground up. A module imports its own layer's and those below; a folder stands for all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "progress"),
-    ("records", "settings"),
+    ("records", "run_records", "settings"),
     ("config",),
     ("layout", "pricing", "batches", "code_blocks"),
     ("models", "prompts", "dataset", "ledger", "ledger_records", "ledger_schema", "execution", "runs"),

@@ -19,9 +19,10 @@ from mlx_distill.errors import ConfigError, FolderError, InputError, OccupiedErr
 from mlx_distill.judges import run as judging
 from mlx_distill.models.folder import fingerprint
 from mlx_distill.pipeline import STEPS, walk
-from mlx_distill.records import Generation, Manifest, RunRecord, Verdict
+from mlx_distill.records import Generation, Manifest, Verdict
 from mlx_distill.report import charts
 from mlx_distill.report import run as reporting
+from mlx_distill.run_records import RunRecord
 from mlx_distill.training import run as training
 from mlx_distill.training.run import train
 from tests.tiny import make_tiny_model

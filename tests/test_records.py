@@ -13,29 +13,31 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlx_distill import records
+from mlx_distill import records, run_records
 from mlx_distill.records import (
     ChatRow,
     DimensionScore,
     Generation,
     Manifest,
     Message,
-    MetricRow,
     Prompt,
     Record,
     Reply,
     Request,
-    RunRecord,
     StopReason,
     TeacherTerms,
     Usage,
     Verdict,
     content_hash,
 )
+from mlx_distill.run_records import MetricRow, RunRecord
 from mlx_distill.runs import FusedRecord
 
 RECORDS = [
-    found for _, found in inspect.getmembers(records, inspect.isclass) if issubclass(found, Record) and found != Record
+    found
+    for module in (records, run_records)
+    for _, found in inspect.getmembers(module, inspect.isclass)
+    if issubclass(found, Record) and found != Record and found.__module__ == module.__name__
 ]
 
 #: Records that open a file or a row of their own.

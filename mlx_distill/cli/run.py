@@ -69,7 +69,8 @@ def walk_recipe(path: Path, overrides: Sequence[str], force: Sequence[str], *, a
 def result(recipe: Recipe) -> dict[str, object]:
     """The key figures of a walked recipe, read from what it wrote."""
     from mlx_distill import layout
-    from mlx_distill.records import Contender, RunRecord, Verdict
+    from mlx_distill.records import Contender, Verdict
+    from mlx_distill.run_records import RunRecord
 
     folder = layout.ComparisonFolder(recipe.report.comparison)
     run = layout.read_record(layout.RunFolder(recipe.train.run).record, RunRecord)

@@ -9,7 +9,7 @@ from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import TrainConfig
 from mlx_distill.progress import Progress
-from mlx_distill.records import RunRecord
+from mlx_distill.run_records import RunRecord
 
 
 @make_command(

@@ -31,6 +31,8 @@ def commands_to_repeat(evidence: Evidence) -> list[str]:
         compare = ["compare", record.run, "--prompts", record.prompts or UNKNOWN]
         if record.teacher:
             compare += ["--teacher", record.teacher]
+        if record.repetition_penalty != 1:
+            compare += ["--repetition-penalty", f"{record.repetition_penalty:g}"]
         lines.append([*compare, "--max-tokens", str(record.max_tokens), "--out", root])
     lines += [["judge", root, "--judge", judge] for judge in evidence.judges]
     lines.append(["report", root])

@@ -13,16 +13,9 @@ from pathlib import Path
 
 from mlx_distill.errors import InputError
 from mlx_distill.layout import ComparisonFolder, RunFolder, read_record, read_rows
-from mlx_distill.records import (
-    ComparisonRecord,
-    Generation,
-    Manifest,
-    MetricRow,
-    Prompt,
-    RunRecord,
-    Verdict,
-)
+from mlx_distill.records import ComparisonRecord, Generation, Manifest, Prompt, Verdict
 from mlx_distill.report.wording import CONTENDER_TITLES
+from mlx_distill.run_records import MetricRow, RunRecord
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,11 @@ def settings_of(evidence: Evidence) -> list[tuple[str, str]]:
             ("Collection time", duration(manifest.collection_seconds)),
         ]
     if record:
+        penalised = record.repetition_penalty != 1
         rows += [
             ("Held-out prompts", f"{record.prompts or 'file'} (SHA-256 {record.prompts_sha256[:12]}…)"),
             ("Token budget of an answer", count(record.max_tokens)),
+            ("Repetition penalty", f"{record.repetition_penalty:g}, local models alike" if penalised else None),
             ("Compared on", record.device),
             ("Compared at", record.created),
         ]

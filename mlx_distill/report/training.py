@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_distill.records import MetricRow
 from mlx_distill.report.evidence import Evidence
+from mlx_distill.run_records import MetricRow
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
 from mlx_distill.errors import TrainingError
 from mlx_distill.progress import Bar, Progress
-from mlx_distill.records import MetricKind, MetricRow, Split
+from mlx_distill.records import Split
+from mlx_distill.run_records import MetricKind, MetricRow
 from mlx_distill.training import checkpoints
 from mlx_distill.training.checkpoints import Cursor, Sums
 from mlx_distill.training.interrupts import Interrupts, deferred

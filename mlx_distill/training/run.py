@@ -18,7 +18,8 @@ from mlx_distill.errors import OccupiedError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import Manifest, ModelRecord, RunRecord, content_hash
+from mlx_distill.records import Manifest, ModelRecord, content_hash
+from mlx_distill.run_records import RunRecord
 from mlx_distill.training.loop import Loop
 
 #: Raised when a change makes the same configuration give other numbers.
@@ -81,7 +82,7 @@ def _train(
     if loop.resume():
         progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
-        progress.say("There is no valid.jsonl: the last adapter is kept, not the best.")
+        progress.say("There is no row to validate on: the last adapter is kept, not the best.")
     cursor = loop.run()
     test_loss = None
     if "test" in splits:

@@ -140,3 +140,15 @@ def test_what_the_template_refuses_is_told(tmp_path: Path) -> None:
     model = Generator(make_tiny_model(tmp_path / "model", chat_template=refuses))
     with pytest.raises(InputError, match="no system role"):
         model.answer([talk("add", system="Be short.")], max_tokens=2, batch_size=1)
+
+
+def test_a_repetition_penalty_breaks_a_loop(tiny_model: Path) -> None:
+    """A random model, greedy, soon says the same few words for ever; under a penalty it says more different ones."""
+    conversation = [[Message(role="user", content="Say something.")]]
+    generator = Generator(tiny_model)
+
+    def distinct(penalty: float) -> int:
+        (answer,) = generator.answer(conversation, max_tokens=60, batch_size=1, repetition_penalty=penalty)
+        return len(set(answer.text))
+
+    assert distinct(1.0) < distinct(2.0)

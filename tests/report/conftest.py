@@ -15,11 +15,8 @@ from mlx_distill.records import (
     DimensionScore,
     Generation,
     Manifest,
-    MetricRow,
     ModelRecord,
     Prompt,
-    RunRecord,
-    SplitSummary,
     TeacherTerms,
     Usage,
     Verdict,
@@ -33,6 +30,7 @@ from mlx_distill.report.run import drawings_of
 from mlx_distill.report.scores import scorecards
 from mlx_distill.report.tables import results
 from mlx_distill.report.training import course_of
+from mlx_distill.run_records import MetricRow, RunRecord, SplitSummary
 
 DIMENSIONS = ("correctness", "structure", "documentation", "error_handling", "completeness")
 CONTENDERS = ("teacher", "base", "distilled")

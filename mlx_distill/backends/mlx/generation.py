@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 from jinja2.exceptions import TemplateError
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_tokenizer
 
 from mlx_distill.backends.mlx import device
@@ -24,6 +25,9 @@ from mlx_distill.models.folder import context_length
 from mlx_distill.models.tokenizer import require_chat_template
 from mlx_distill.progress import Bar
 from mlx_distill.records import Message, StopReason
+
+#: How many of the last tokens a repetition penalty looks back on.
+PENALISED_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -88,18 +92,25 @@ class ChatModel:
         """The text of an answer."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def batches(self, *, batch_size: int, prefill_batch_size: int) -> BatchGenerator:
+    def batches(self, *, batch_size: int, prefill_batch_size: int, repetition_penalty: float = 1.0) -> BatchGenerator:
         """mlx-lm's continuous batching over this model, greedy, ended by the model's own end marks.
 
         Args:
             batch_size: Answers written at once.
             prefill_batch_size: Prompts read at once, each padded to the longest of them.
+            repetition_penalty: Of the last `PENALISED_TOKENS` words; 1 is off.
         """
+        processors = None
+        if repetition_penalty != 1.0:
+            processors = make_logits_processors(
+                repetition_penalty=repetition_penalty, repetition_context_size=PENALISED_TOKENS
+            )
         return BatchGenerator(
             self._model,
             stop_tokens=[[token] for token in self._tokenizer.eos_token_ids],
             completion_batch_size=batch_size,
             prefill_batch_size=prefill_batch_size,
+            logits_processors=processors,
         )
 
 
@@ -123,6 +134,7 @@ class Generator:
         *,
         max_tokens: int,
         batch_size: int,
+        repetition_penalty: float = 1.0,
         names: Sequence[str] | None = None,
         bar: Bar | None = None,
     ) -> Iterator[Answer]:
@@ -132,6 +144,7 @@ class Generator:
             conversations: Each ends with what is to be answered.
             max_tokens: Budget of an answer.
             batch_size: Conversations answered at once.
+            repetition_penalty: See `ChatModel.batches`.
             names: What to call them in an error.
             bar: Advanced by the tokens written.
 
@@ -147,11 +160,15 @@ class Generator:
                     f"context of {self._model.context}.",
                     hint="Shorten the prompt, or lower --max-tokens.",
                 )
-        return self._generate(prompts, max_tokens, batch_size, bar or Bar())
+        generator = self._model.batches(
+            batch_size=batch_size, prefill_batch_size=batch_size, repetition_penalty=repetition_penalty
+        )
+        return self._generate(generator, prompts, max_tokens, bar or Bar())
 
-    def _generate(self, prompts: list[list[int]], max_tokens: int, batch_size: int, bar: Bar) -> Iterator[Answer]:
+    def _generate(
+        self, generator: BatchGenerator, prompts: list[list[int]], max_tokens: int, bar: Bar
+    ) -> Iterator[Answer]:
         started = time.perf_counter()
-        generator = self._model.batches(batch_size=batch_size, prefill_batch_size=batch_size)
         try:
             # Longest first: prompts of like length are padded least, and the last to start is the quickest to read.
             order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

@@ -7,13 +7,13 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mlx_distill.records import MetricRow
 from mlx_distill.report import findings
 from mlx_distill.report.charts.sheet import Sheet, style
 from mlx_distill.report.evidence import Evidence
 from mlx_distill.report.palette import GROUND, LINE, MUTED, TEXT, ink
 from mlx_distill.report.training import Course, epoch_ends, smooth
 from mlx_distill.report.wording import loss, percent, plain
+from mlx_distill.run_records import MetricRow
 
 
 def training_curves(path: Path, course: Course, evidence: Evidence) -> None:
