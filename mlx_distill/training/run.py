@@ -82,7 +82,9 @@ def _train(
     if loop.resume():
         progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
-        progress.say("There is no row to validate on: the last adapter is kept, not the best.")
+        progress.say(
+            "There is nothing to validate on (no valid.jsonl, or no row of it fits): the last adapter is kept, not the best."
+        )
     cursor = loop.run()
     test_loss = None
     if "test" in splits:
