@@ -83,7 +83,7 @@ def _train(
         progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
         progress.say(
-            "There is nothing to validate on (no valid.jsonl, or no row of it fits): the last adapter is kept, not the best."
+            "Nothing to validate on (no valid.jsonl, or no row of it fits): the last adapter is kept, not the best."
         )
     cursor = loop.run()
     test_loss = None
