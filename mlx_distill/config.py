@@ -18,6 +18,17 @@ from mlx_distill.settings import ARGUMENT, Settings, parse_settings
 
 DEFAULT_STUDENT = "Qwen/Qwen2.5-1.5B-Instruct"
 
+#: A size of memory, as a person writes it.
+SIZE_PATTERN = r"^\d+(\.\d+)?(MB|GB|MiB|GiB)$"
+
+_UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes of a size written as `SIZE_PATTERN` has it: 6GB, 512MiB."""
+    unit = next(name for name in sorted(_UNITS, key=len, reverse=True) if text.endswith(name))
+    return int(float(text.removesuffix(unit)) * _UNITS[unit])
+
 
 class PromptsConfig(Settings):
     """Expand a prompt file into the prompts to ask."""
@@ -109,22 +120,47 @@ class TrainConfig(Settings):
     epochs: int = Field(3, gt=0, description="Passes over the training rows.")
     batch_size: int = Field(4, gt=0, description="Rows an optimizer step learns from.")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="Rows computed at once; fewer than the batch size saves memory, the update is the same."
+        None,
+        gt=0,
+        description="Rows computed at once; fewer save memory, the update is the same.  [default: as many as fit]",
     )
+    memory_limit: str | None = Field(
+        None,
+        pattern=SIZE_PATTERN,
+        description="Memory that training may take, such as 6GB: micro-batches, checkpointing and cache are chosen to "
+        "stay under it.  [default: what the machine has]",
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="Compute each layer twice and keep less in memory: auto where it would not fit otherwise."
+    )
+    prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
+        "auto", description="Where to keep what the frozen layers below the adapter give for each row."
+    )
+    adapter: Literal["lora", "dora"] = Field("lora", description="Kind of adapter.")
     rank: int = Field(8, gt=0, description="Rank of the LoRA matrices.")
     scale: float = Field(2.0, gt=0, description="Factor of the LoRA update (alpha / rank).")
+    rslora: bool = Field(False, description="Rank-stabilised LoRA: the factor is scale times the root of the rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
     layers: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         16, description="Transformer layers that get an adapter, counted from the last; or all."
     )
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="Optimizer.")
+    targets: str = Field(
+        "all", description="Matrices of those layers that get one, by name, such as q_proj,v_proj; or all."
+    )
+    optimizer: Literal["adamw", "adam", "lion", "adafactor", "muon"] = Field("adamw", description="Optimizer.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="Where the schedule ends, as a share of the peak.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW, Lion, Adafactor and Muon.")
     grad_clip: float | None = Field(
         1.0, gt=0, description="Largest gradient norm; longer gradients are shortened to it."
+    )
+    validate_every: int | None = Field(
+        None, gt=0, description="Optimizer steps between validations, beside the one at each epoch's end."
+    )
+    patience: int | None = Field(
+        None, gt=0, description="Stop after this many validations in a row without a lower loss.  [default: never]"
     )
     max_length: int = Field(
         2048, gt=1, description="Rows longer than this many tokens are left out and counted, never cut."
@@ -137,6 +173,9 @@ class TrainConfig(Settings):
         50, gt=0, description="Optimizer steps between checkpoints; every epoch's end makes one too."
     )
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
+    report_to: str | None = Field(
+        None, description="Also send the metrics to wandb, tensorboard or trackio; several with commas."
+    )
 
 
 class FuseConfig(Settings):

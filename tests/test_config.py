@@ -58,6 +58,8 @@ def other_value(key: str, field: FieldInfo) -> Any:
         return "abandon"
     if key == "compare.repetition_penalty":
         return 1.25
+    if key == "train.memory_limit":
+        return "6.5GB"
     kind = next(kind for kind in kinds_of(field.annotation) if kind is not NoneType)
     if get_origin(kind) is Literal:
         return get_args(kind)[-1]
@@ -110,7 +112,7 @@ def test_every_key_can_be_set_in_a_recipe(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("key", [key for key in FIELDS if str in kinds_of(FIELDS[key].annotation)])
 @pytest.mark.parametrize("text", ["a b", "it's", 'say "hi"', "a = b", "x#y", "[1", "ü 漢 🙂", "tab\there", "a\nb = 3"])
 def test_text_without_quotes_is_taken_as_it_is(recipe_file: Path, key: str, text: str) -> None:
-    if key in ("name", "collect.batch_orphan"):
+    if key in ("name", "collect.batch_orphan", "train.memory_limit"):
         assert "must be of the form" in refused(recipe_file, f"{key}={text}")
     else:
         assert at(load_recipe(recipe_file, [f"{key}={text}"]), key) == text
@@ -208,7 +210,7 @@ def test_unknown_keys_are_refused_at_every_level(recipe_file: Path, section: str
         ("train.seed=4294967296", "train.seed = 4294967296: must be below 4294967296."),
         ("train.warmup=false", "train.warmup = false: must be a number."),
         ("collect.concurrency=257", "collect.concurrency = 257: must be at most 256."),
-        ("train.optimizer=sgd", "train.optimizer = 'sgd': must be 'adamw' or 'adam'."),
+        ("train.optimizer=sgd", "train.optimizer = 'sgd': must be 'adamw', 'adam', 'lion', 'adafactor' or 'muon'."),
         ("train.grad_clip=none", "train.grad_clip = 'none': must be a number."),
         ("train.rank={x = 1}", "train.rank = {'x': 1}: must be a whole number."),
         ("collect.accept_terms=maybe", "collect.accept_terms = 'maybe': must be true or false."),
