@@ -178,6 +178,15 @@ class TrainConfig(Settings):
     )
 
 
+class RunsConfig(Settings):
+    """List training runs side by side."""
+
+    folder: Path = Field(Path("adapters"), description="Folder of the runs, or of one.", json_schema_extra=ARGUMENT)
+    sort: Literal["created", "loss", "accuracy", "time"] = Field(
+        "created", description="What comes first: the newest, the lowest loss, the best accuracy, the shortest time."
+    )
+
+
 class FuseConfig(Settings):
     """Merge an adapter into its base model."""
 

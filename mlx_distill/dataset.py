@@ -1,49 +1,26 @@
-"""Read a data set in mlx-lm's layouts and turn its rows into tokens with a loss mask.
+"""A data set as training sees it: the splits of a folder, tokenised, with what is too long or empty left out.
 
-Three layouts, told apart by a row's keys, as mlx-lm does: chat (`messages`, perhaps `tools`), completions
-(`prompt`, `completion`) and text (`text`). A chat carries loss on every assistant turn and on nothing else; a
-completion on the completion; a text on all of it. Where a turn begins and ends is read off the chat template's own
-rendering, so what is trained is what will be generated.
+The rows of a split stay on disk, mapped into memory (see `token_cache`); in memory are a few numbers a row. So a
+large data set takes hardly more memory than a small one.
 """
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from jinja2.exceptions import TemplateError
-from pydantic import ValidationError
-from pydantic_core import from_json
+from numpy.typing import NDArray
 
 from mlx_distill.batches import TokenRow
 from mlx_distill.errors import InputError
-from mlx_distill.layout import DataFolder, explain, file_sha256
+from mlx_distill.layout import SPLITS, DataFolder
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import ChatRow, Message
 from mlx_distill.run_records import SplitSummary
-
-_LAYOUTS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
-
-#: A content that no template and no chat has, to see where a template puts it.
-_PLACEHOLDER = "mlx-distill:content"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row as written: a chat, or a text.
-
-    Attributes:
-        line: Its line in the file, counted from 1.
-    """
-
-    line: int
-    chat: ChatRow | None = None
-    text: str | None = None
+from mlx_distill.token_cache import TokenCache, TokenisedFile
+from mlx_distill.token_store import StoredRows
 
 
 @dataclass(frozen=True)
@@ -54,86 +31,73 @@ class Skipped:
     reason: str
 
 
+class SkippedRows(Sequence[Skipped]):
+    """The rows that are not trained on; each is described when it is asked for.
+
+    Args:
+        lines: Of each: (n,).
+        lengths: Tokens of each: (n,).
+        max_length: Tokens that a row may have.
+    """
+
+    def __init__(self, lines: NDArray[np.int64], lengths: NDArray[np.int32], max_length: int) -> None:
+        self._lines = lines
+        self._lengths = lengths
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> Skipped: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> SkippedRows: ...
+
+    def __getitem__(self, index: int | slice) -> Skipped | SkippedRows:
+        if isinstance(index, slice):
+            return SkippedRows(self._lines[index], self._lengths[index], self._max_length)
+        reason = "nothing to learn: no assistant turn with text"
+        if self._lengths[index] > self._max_length:
+            reason = f"{self._lengths[index]} tokens, more than max_length = {self._max_length}"
+        return Skipped(int(self._lines[index]), reason)
+
+
 @dataclass(frozen=True)
 class TokenSplit:
     """A tokenised split.
 
     Attributes:
         path: The file it came from.
-        rows: Every row with something to learn.
-        lines: The line of each row.
+        sha256: Of that file.
+        rows: Every row with something to learn, each read when it is asked for.
+        lengths: (n,) tokens of each row.
+        lines: (n,) line of each row.
+        target_tokens: Tokens that carry loss, in all rows.
         skipped: The others.
     """
 
     path: Path
+    sha256: str
     rows: Sequence[TokenRow]
-    lines: Sequence[int]
+    lengths: NDArray[np.int32]
+    lines: NDArray[np.int64]
+    target_tokens: int
     skipped: Sequence[Skipped]
 
     def summary(self) -> SplitSummary:
         """Its size and hash."""
         return SplitSummary(
             rows=len(self.rows),
-            tokens=sum(len(r.tokens) for r in self.rows),
-            target_tokens=sum(r.target_tokens for r in self.rows),
-            sha256=file_sha256(self.path),
+            tokens=int(self.lengths.sum(dtype=np.int64)),
+            target_tokens=self.target_tokens,
+            sha256=self.sha256,
             skipped=len(self.skipped),
         )
 
 
-def read_split(path: Path) -> list[Row]:
-    """Read a JSONL file in one of mlx-lm's layouts.
-
-    Raises:
-        InputError: It is missing or empty, or a line is malformed; says which and why.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            "no such file.",
-            path=path,
-            hint="Make one:  mlx-distill collect --help  (or point --data at your own folder)",
-        ) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"not UTF-8: {error.reason}.", path=path, line=place) from None
-    # Only line feeds end a line: JSON allows the other separators that splitlines() knows inside a string.
-    lines = enumerate(io.StringIO(text, newline=None), start=1)
-    rows = [_parse_row(line, path, number) for number, line in lines if line.strip()]
-    if not rows:
-        raise InputError("the file has no rows.", path=path)
-    return rows
-
-
-def _parse_row(line: str, path: Path, number: int) -> Row:
-    try:
-        value = from_json(line)
-    except ValueError as error:
-        reason = str(error).replace(" at line 1 column ", " at column ")
-        raise InputError(f"not valid JSON: {reason}", path=path, line=number) from None
-    if not isinstance(value, dict):
-        raise InputError(f"expected a JSON object: {_LAYOUTS}", path=path, line=number)
-    if "prompt" in value and "completion" in value:
-        turns = [{"role": "user", "content": value["prompt"]}, {"role": "assistant", "content": value["completion"]}]
-        value = {**value, "messages": turns}
-    if "messages" not in value:
-        if isinstance(value.get("text"), str):
-            return Row(number, text=value["text"])
-        raise InputError(f"unknown layout: {_LAYOUTS}", path=path, line=number)
-    try:
-        # Further columns are the user's own; mlx-lm passes over them too.
-        return Row(number, chat=ChatRow.model_validate({k: value[k] for k in ("messages", "tools") if k in value}))
-    except ValidationError as error:
-        raise InputError(explain(error), path=path, line=number) from None
-
-
 def tokenise_split(path: Path, tokenizer: Any, *, max_length: int, progress: Progress = SILENT) -> TokenSplit:
-    """Read and tokenise a split.
+    """Read and tokenise a split, or find its tokens in the cache.
 
     Args:
         path: A JSONL file.
@@ -142,101 +106,24 @@ def tokenise_split(path: Path, tokenizer: Any, *, max_length: int, progress: Pro
 
     Raises:
         InputError: The file or a row cannot be used.
+        ModelError: The tokenizer cannot tell where in a text a token stands.
     """
-    raw = read_split(path)
-    rows: list[TokenRow] = []
-    lines: list[int] = []
-    skipped: list[Skipped] = []
-    with progress.task(f"Tokenising {path.name}", total=len(raw), unit="rows") as bar:
-        for item in raw:
-            row = _tokenise(item, tokenizer, path)
-            if len(row.tokens) > max_length:
-                skipped.append(Skipped(item.line, f"{len(row.tokens)} tokens, more than max_length = {max_length}"))
-            elif not row.loss_mask.any():
-                skipped.append(Skipped(item.line, "nothing to learn: no assistant turn with text"))
-            else:
-                rows.append(row)
-                lines.append(item.line)
-            bar.advance()
-    return TokenSplit(path, rows, lines, skipped)
+    return _select(path, TokenCache(tokenizer, progress=progress).load(path), max_length)
 
 
-def _tokenise(row: Row, tokenizer: Any, path: Path) -> TokenRow:
-    if row.chat is None:
-        return _tokenise_text(row.text or "", tokenizer)
-    try:
-        text, spans = assistant_spans(row.chat, tokenizer)
-    except (TemplateError, TypeError, KeyError) as error:
-        raise InputError(f"the student's chat template refuses this chat: {error}", path=path, line=row.line) from None
-    except InputError as error:
-        raise InputError(error.message, path=path, line=row.line, hint=error.hint) from None
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-    mask = np.zeros(len(starts), dtype=np.bool_)
-    for begin, end in spans:
-        mask |= (starts >= begin) & (starts < end)
-    mask[:1] = False
-    return TokenRow(np.array(encoded["input_ids"], dtype=np.int32), mask)
-
-
-def _tokenise_text(text: str, tokenizer: Any) -> TokenRow:
-    tokens = list(tokenizer(text)["input_ids"])
-    if not tokens or tokens[-1] != tokenizer.eos_token_id:
-        tokens.append(tokenizer.eos_token_id)
-    mask = np.ones(len(tokens), dtype=np.bool_)
-    mask[0] = False
-    return TokenRow(np.array(tokens, dtype=np.int32), mask)
-
-
-def assistant_spans(chat: ChatRow, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """Render a chat, and find where its assistant turns stand in the text.
-
-    A turn begins where the rendering of all before it, with the generation prompt, ends; and ends where the
-    rendering up to and with it ends. It thus includes the mark that ends a turn, which has to be learned. A chat that
-    the assistant opens has nothing before it to render: there the turn begins where its content does.
-
-    Returns:
-        The text, and the span [begin, end) in characters of every assistant turn.
-
-    Raises:
-        InputError: The template writes earlier turns differently once later ones follow, so that a turn's place
-            cannot be told.
-    """
-    messages = [as_template_message(m) for m in chat.messages]
-
-    def render(turns: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(turns, tools=chat.tools, tokenize=False, add_generation_prompt=prompt))
-
-    whole = render(messages)
-    spans: list[tuple[int, int]] = []
-    for at, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if at:
-            before = render(messages[:at], prompt=True)
-        else:
-            before = render([{**message, "content": _PLACEHOLDER}]).partition(_PLACEHOLDER)[0]
-        through = render(messages[: at + 1])
-        if not (whole.startswith(through) and through.startswith(before)):
-            raise InputError(
-                f"the student's chat template renders turn {at + 1} differently once later turns follow.",
-                hint="Split the conversation into rows that end with each assistant turn.",
-            )
-        spans.append((len(before), len(through)))
-    return whole, spans
-
-
-def as_template_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates expect it: `content` always there, tool arguments as an object."""
-    value: dict[str, Any] = {"content": "", **message.model_dump(exclude_none=True)}
-    for call in value.get("tool_calls", []):
-        function = call.get("function", call)
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"])
-            except json.JSONDecodeError:
-                continue
-    return value
+def _select(path: Path, file: TokenisedFile, max_length: int) -> TokenSplit:
+    index = file.store.index
+    fits = (index["tokens"] <= max_length) & (index["target_tokens"] > 0)
+    which, others = np.flatnonzero(fits), np.flatnonzero(~fits)
+    return TokenSplit(
+        path=path,
+        sha256=file.sha256,
+        rows=StoredRows(file.store, which),
+        lengths=index["tokens"][which],
+        lines=index["line"][which],
+        target_tokens=int(index["target_tokens"][which].sum(dtype=np.int64)),
+        skipped=SkippedRows(index["line"][others], index["tokens"][others], max_length),
+    )
 
 
 def require_train_split(folder: Path) -> None:
@@ -255,16 +142,20 @@ def require_train_split(folder: Path) -> None:
 def load_splits(folder: Path, tokenizer: Any, *, max_length: int, progress: Progress = SILENT) -> dict[str, TokenSplit]:
     """Tokenise `train.jsonl` and, where they are there and not empty, `valid.jsonl` and `test.jsonl`.
 
+    What was tokenised before with the same tokenizer is found in the cache.
+
     Raises:
         InputError: There is no such folder, no training row is left, or a file is malformed.
+        ModelError: The tokenizer cannot tell where in a text a token stands.
     """
     require_train_split(folder)
     files = DataFolder(folder)
+    cache = TokenCache(tokenizer, progress=progress)
     splits: dict[str, TokenSplit] = {}
-    for name in ("train", "valid", "test"):
+    for name in SPLITS:
         path = files.split(name)
         if name == "train" or (path.exists() and path.stat().st_size > 0):
-            split = tokenise_split(path, tokenizer, max_length=max_length, progress=progress)
+            split = _select(path, cache.load(path), max_length)
             if split.skipped:
                 first = split.skipped[0]
                 progress.say(
@@ -273,6 +164,7 @@ def load_splits(folder: Path, tokenizer: Any, *, max_length: int, progress: Prog
                 )
             if split.rows:
                 splits[name] = split
+    cache.trim()
     if "train" not in splits:
         raise InputError(
             "no row is left to train on.", path=files.split("train"), hint="Raise --max-length, or look at the rows."

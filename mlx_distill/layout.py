@@ -8,7 +8,6 @@ half-written last line, which only a crash can leave, is dropped on reading.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -22,11 +21,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from mlx_distill.errors import FolderError, InputError, InUseError, ResourceError
+from mlx_distill import locks
+from mlx_distill.errors import FolderError, InputError, ResourceError
 
 R = TypeVar("R", bound=BaseModel)
 
 SPLITS = ("train", "valid", "test")
+
+#: Each folder that is written to is held by it.
+lock = locks.lock
 
 #: Names of what is being written, and of a folder on its way out; `tempfile` adds eight characters.
 _PART, _OLD = ".part-", ".old-"
@@ -85,6 +88,10 @@ class RunFolder:
     @property
     def fused(self) -> Path:
         return self.root / "fused"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -358,31 +365,6 @@ def require_disk(folder: Path, needed: int, *, what: str) -> None:
             f"{what} needs {needed / 1e9:.1f} GB on the disk of {folder}, and {free / 1e9:.1f} GB are free.",
             hint="Free some space, or choose a folder on another disk.",
         )
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; the operating system lets go of it if this one dies.
-
-    Raises:
-        FolderError: Another process holds it (names its process id), or it cannot be a folder of ours.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            stack.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
-        except BlockingIOError:
-            owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-            raise InUseError(
-                f"{folder} is in use by process {owner}.", hint="Wait for it to end, or choose another folder."
-            ) from None
-        except OSError as error:
-            raise FolderError(f"{folder} cannot be used: {error.strerror}.", hint="Choose another folder.") from None
-        yield
 
 
 def _sync_folder(folder: Path) -> None:

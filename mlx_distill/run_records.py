@@ -8,6 +8,8 @@ from mlx_distill.records import Manifest, ModelRecord, Record
 
 MetricKind = Literal["step", "train", "valid", "test"]
 
+PrefixPlace = Literal["memory", "disk"]
+
 
 class MetricRow(Record):
     """A row of `metrics.jsonl`.
@@ -15,11 +17,12 @@ class MetricRow(Record):
     Attributes:
         kind: "step" for an optimizer step, else the split that was evaluated.
         step: Optimizer steps taken so far.
-        epoch: Position in the data, fractional for a step, whole for an evaluation.
+        epoch: Position in the data, fractional within an epoch, whole at its end.
         loss: Mean cross-entropy in nats over the tokens that carry loss.
         token_accuracy: Share of those tokens that greedy decoding would have chosen, 0 to 1.
         target_tokens: How many tokens carried loss.
         tokens: Real tokens read, padding not counted.
+        stopped_early: True for the validation after which no step was taken, as patience had run out.
     """
 
     kind: MetricKind
@@ -32,6 +35,7 @@ class MetricRow(Record):
     seconds: float
     learning_rate: float | None = None
     grad_norm: float | None = None
+    stopped_early: bool | None = None
 
 
 class SplitSummary(Record):
@@ -44,6 +48,34 @@ class SplitSummary(Record):
     skipped: int = 0
 
 
+class MemoryPlan(Record):
+    """What training was expected to take, in bytes, and how batches are computed.
+
+    Attributes:
+        limit_bytes: What was to be stayed under.
+        optimizer_bytes: The adapter, its gradient and the optimizer's state.
+        activation_bytes: Of the widest batch, as many rows of it at once as `micro_batch_size`.
+        prefix_bytes: What kept rows of the frozen layers may take, where `prefix_cache` says; None where nothing is kept.
+        peak_bytes: All in all.
+        fixed_bytes: With `token_bytes` and `square_bytes`, what B rows of T tokens take:
+            fixed + B·T·token + B·T²·square.
+        checkpointing: Whether trained layers are computed twice.
+    """
+
+    limit_bytes: int
+    weights_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    prefix_bytes: int = 0
+    peak_bytes: int
+    fixed_bytes: float
+    token_bytes: float
+    square_bytes: float
+    micro_batch_size: int
+    checkpointing: bool
+    prefix_cache: PrefixPlace | None = None
+
+
 class RunRecord(Record):
     """`adapters/RUN/run.json`: what was run, on what, and how it ended.
 
@@ -51,6 +83,8 @@ class RunRecord(Record):
         identity: Hash of all that decides the result. A folder whose identity differs holds another run.
         status: "running" until the last step is taken and the best adapter is written.
         config: The training configuration as used.
+        epochs: Whole ones done.
+        stopped_early: Whether it ended before its last step, as the validation loss no longer fell.
         best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
     """
 
@@ -66,8 +100,10 @@ class RunRecord(Record):
     splits: dict[str, SplitSummary]
     trainable_parameters: int
     manifest: Manifest | None = None
+    plan: MemoryPlan | None = None
     epochs: int = 0
     steps: int = 0
+    stopped_early: bool = False
     best_step: int | None = None
     first_valid_loss: float | None = None
     train_loss: float | None = None

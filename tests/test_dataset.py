@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from mlx_lm.tuner.datasets import ChatDataset, CompletionsDataset, TextDataset
 
 from mlx_distill.batches import TokenRow
-from mlx_distill.dataset import load_splits, read_split, tokenise_split
+from mlx_distill.dataset import load_splits, tokenise_split
 from mlx_distill.errors import InputError
 from mlx_distill.models.tokenizer import load_tokenizer
 from mlx_distill.progress import Progress
+from mlx_distill.rows import read_rows
 
 BOTH = pytest.mark.parametrize("model", ["tiny", "smollm2"])
 
@@ -326,7 +327,7 @@ def test_a_malformed_line_is_refused_with_file_and_line(tmp_path: Path, line: st
     path = tmp_path / "train.jsonl"
     path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        read_split(path)
+        list(read_rows(path))
     assert (caught.value.path, caught.value.line) == (path, 3)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert says in str(caught.value)
@@ -345,7 +346,7 @@ def test_half_a_character_is_refused_with_file_and_line(tmp_path: Path, tokenize
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=r"train\.jsonl: the file has no rows"):
-        read_split(tmp_path / "train.jsonl")
+        list(read_rows(tmp_path / "train.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -359,14 +360,14 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_what_is_not_utf8_is_refused_with_file_and_line(tmp_path: Path, content: bytes, line: int) -> None:
     (tmp_path / "train.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=rf"train\.jsonl:{line}: .*UTF-8"):
-        read_split(tmp_path / "train.jsonl")
+        list(read_rows(tmp_path / "train.jsonl"))
 
 
 def test_files_of_other_editors_are_read(tmp_path: Path) -> None:
     """A byte order mark, DOS line ends, no last line feed, and line separators that JSON allows inside a string."""
     separators = '{"text": "a\u2028b\u2029c\u0085d"}'
     (tmp_path / "train.jsonl").write_bytes(f"\ufeff{GOOD}\r\n{separators}\r\n{GOOD}".encode())
-    rows = read_split(tmp_path / "train.jsonl")
+    rows = list(read_rows(tmp_path / "train.jsonl"))
     assert [row.line for row in rows] == [1, 2, 3]
     assert rows[1].text == "a\u2028b\u2029c\u0085d"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from mlx_lm.utils import load, load_model, quantize_model, save_model
 from safetensors.numpy import load_file, save_file
 
 from mlx_distill.config import FuseConfig
-from mlx_distill.errors import FolderError, InputError, ModelError
+from mlx_distill.errors import FolderError, InputError, ModelError, ResourceError
 from mlx_distill.fuse import fuse
 from mlx_distill.layout import RunFolder, file_sha256, fused_record, read_record
 from mlx_distill.runs import FusedRecord, read_fused
@@ -68,11 +69,17 @@ def logits(folder: Path, adapter: Path | None = None) -> np.ndarray[Any, Any]:
     return np.array(model(TOKENS))[0]
 
 
+KINDS = pytest.mark.parametrize("kind", ["lora", "dora"])
+
+
+@KINDS
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_fused_model_says_what_base_and_adapter_say(tmp_path: Path, architecture: Any, tied: bool) -> None:
+def test_the_fused_model_says_what_base_and_adapter_say(
+    tmp_path: Path, architecture: Any, tied: bool, kind: str
+) -> None:
     base = make_tiny_model(tmp_path / "base", architecture=architecture, tied=tied)
-    run = trained(tmp_path, base)
+    run = trained(tmp_path, base, adapter=kind)
     record = fuse(FuseConfig(run=run))
     expected, found = logits(base, run), logits(run / "fused")
     assert np.abs(found - expected).max() < 1e-4
@@ -80,19 +87,39 @@ def test_the_fused_model_says_what_base_and_adapter_say(tmp_path: Path, architec
     assert record.layers == 2 * 7  # q, k, v, o, gate, up, down
 
 
-def test_half_precision_is_kept_and_rounded_once(tmp_path: Path) -> None:
+@KINDS
+def test_half_precision_is_kept_and_rounded_once(tmp_path: Path, kind: str) -> None:
+    """Every value is the float16 nearest to the exact one, but where float32's own rounding tips the balance."""
     base = halve(make_tiny_model(tmp_path / "base"))
-    run = trained(tmp_path, base)
+    run = trained(tmp_path, base, adapter=kind)
     fuse(FuseConfig(run=run))
     weights = load_file(run / "fused" / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {np.dtype(np.float16)}
     assert np.abs(logits(run / "fused") - logits(base, run)).max() < 1e-2
     before = load_file(base / "model.safetensors")
-    adapter = load_file(RunFolder(run).adapter)
-    name = "model.layers.3.self_attn.q_proj"
-    update = 2.0 * adapter[f"{name}.lora_a"].astype(np.float64) @ adapter[f"{name}.lora_b"]
-    exact = before[f"{name}.weight"].astype(np.float64) + update.T
-    assert np.abs(weights[f"{name}.weight"] - exact).max() <= np.abs(exact).max() * 2.0**-11
+    adapter = {name: value.astype(np.float64) for name, value in load_file(RunFolder(run).adapter).items()}
+    for name in ("model.layers.3.self_attn.q_proj", "model.layers.2.mlp.down_proj"):
+        update = 2.0 * adapter[f"{name}.lora_a"] @ adapter[f"{name}.lora_b"]
+        exact = before[f"{name}.weight"].astype(np.float64) + update.T
+        if kind == "dora":
+            exact *= (adapter[f"{name}.m"] / np.linalg.norm(exact, axis=1))[:, None]
+        found, nearest = weights[f"{name}.weight"], exact.astype(np.float16)
+        assert (found == nearest).mean() > 0.998
+        assert np.all(np.abs(found - exact) <= np.spacing(np.abs(nearest)) * 0.501 + np.abs(exact) * 1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"rslora": True}, {"adapter": "dora", "rslora": True}], ids=["lora", "dora"])
+def test_the_scale_and_the_targets_of_the_run_are_fused(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any]
+) -> None:
+    run = trained(tmp_path, tiny_model, targets="q_proj,down_proj", **changes)
+    assert fuse(FuseConfig(run=run)).layers == 4
+    assert np.abs(logits(run / "fused") - logits(tiny_model, run)).max() < 1e-4
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(run / "fused" / "model.safetensors")
+    changed = {name for name, value in before.items() if not np.array_equal(value, after[name])}
+    assert changed == {
+        f"model.layers.{layer}.{part}.weight" for layer in (2, 3) for part in ("self_attn.q_proj", "mlp.down_proj")
+    }
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -219,6 +246,26 @@ def test_a_damaged_adapter_is_refused_and_leaves_the_old_model(run: Path, damage
         fuse(FuseConfig(run=run))
     assert (run / "fused" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_full_disk_leaves_the_old_model_or_none(run: Path, earlier: bool) -> None:
+    expected = fuse(FuseConfig(run=run))
+    content = {path.name: path.read_bytes() for path in (run / "fused").iterdir()}
+    if not earlier:
+        shutil.rmtree(run / "fused")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (100, len(content["config.json"]), len(content["model.safetensors"]) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+        try:
+            with pytest.raises(ResourceError, match="could not be written"):
+                fuse(FuseConfig(run=run))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert (run / "fused").exists() == earlier
+        assert {path.name: path.read_bytes() for path in (run / "fused").glob("*")} == (content if earlier else {})
+        assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == [".lock"]
+    assert fuse(FuseConfig(run=run)) == expected
 
 
 # Killed

@@ -22,8 +22,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "progress"),
     ("records", "run_records", "settings"),
     ("config",),
-    ("layout", "pricing", "batches", "code_blocks"),
-    ("models", "prompts", "dataset", "ledger", "ledger_records", "ledger_schema", "execution", "runs"),
+    ("layout", "locks", "pricing", "batches", "code_blocks"),
+    ("rows", "tokenising", "token_store", "token_cache"),
+    ("models", "prompts", "dataset", "ledger", "ledger_records", "ledger_schema", "execution", "runs", "run_list"),
     ("backends",),
     ("teachers",),
     ("asking", "budget", "committing", "quality"),
@@ -56,7 +57,7 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("models.hub", "doctor"),
     "safetensors": ("models", "training.checkpoints", "backends"),
     "httpx2": ("models.hub", "doctor", "teachers"),
-    "jinja2": ("dataset", "report.page", "backends.mlx.generation"),
+    "jinja2": ("rows", "report.page", "backends.mlx.generation"),
     "pygments": ("report.prose",),
     "markdown_it": ("code_blocks", "report.prose"),
     "rich": ("cli.console",),
@@ -64,10 +65,23 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "rensa": ("quality.duplicates",),
     "nono_py": ("execution",),
     "packaging": ("doctor.packages",),
+    "tensorboardX": ("training.trackers",),
+    "trackio": ("training.trackers",),
+    "wandb": ("training.trackers",),
     "markupsafe": ("report",),
     "pydantic": EVERYWHERE,
     "pydantic_core": EVERYWHERE,
-    "numpy": ("batches", "dataset", "models", "backends", "training", "quality", "report.charts"),
+    "numpy": (
+        "batches",
+        "tokenising",
+        "token_store",
+        "dataset",
+        "models",
+        "backends",
+        "training",
+        "quality",
+        "report.charts",
+    ),
 }
 
 #: Not among our requirements → the one that has it among its own, and in its public interface.
@@ -79,7 +93,10 @@ BROUGHT_BY = {
 }
 
 #: Imported by no module while it is itself imported, only inside functions: each costs 50 ms or more.
-HEAVY = ("mlx", "mlx_lm", "torch", "matplotlib", "transformers", "huggingface_hub", "gguf", "rich")
+HEAVY = (
+    *("mlx", "mlx_lm", "torch", "matplotlib", "transformers", "huggingface_hub", "gguf", "rich"),
+    *("tensorboardX", "trackio", "wandb"),
+)
 #: Where even that is allowed, as nothing imports these modules but functions that need them.
 HEAVY_AT_HOME = ("backends.mlx", "backends.torch", "report.charts")
 
@@ -233,7 +250,7 @@ def test_every_package_is_required() -> None:
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
     names = {re.split(r"[^A-Za-z0-9-]", text)[0].lower().replace("-", "_") for text in required}
-    imported_as = {"markdown_it_py": "markdown_it"}
+    imported_as = {"markdown_it_py": "markdown_it", "tensorboardx": "tensorboardX"}
     names = {imported_as.get(name, name) for name in names}
     assert used_packages() - names == used_packages() & BROUGHT_BY.keys()
     assert set(BROUGHT_BY.values()) <= names

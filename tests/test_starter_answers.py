@@ -30,7 +30,8 @@ def parts(path: Path) -> tuple[dict[str, str], str]:
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
     """Runs of the chosen answers, two at a time."""
-    wanted = [item for item in request.session.items if "runs" in getattr(item, "fixturenames", ())]
+    here = [item for item in request.session.items if item.path == Path(__file__)]
+    wanted = [item for item in here if "runs" in getattr(item, "fixturenames", ())]
     chosen: set[Path] = {getattr(item, "callspec").params["path"] for item in wanted}  # noqa: B009 - not declared
     with ThreadPoolExecutor(2) as pool:
         started: Runs = {}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_distill.batches import Batch
+from mlx_distill.run_records import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,52 @@ class State:
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Where memory stands before the first step, in bytes.
+
+    Attributes:
+        weights: Of the base model.
+        optimizer: The adapter, its gradient and the optimizer's state.
+        held: All that is held now, the weights among it.
+        available: What the machine lets training take.
+    """
+
+    weights: int
+    optimizer: int
+    held: int
+    available: int
+
+
 class Student(Protocol):
     """A model with a trainable adapter, on some backend."""
 
     #: What it computes on, such as "Apple M4 Max GPU, bfloat16".
     device: str
+    #: How it computes, such as "fused head and loss".
+    ways: str
     trainable_parameters: int
+    #: Bytes that keeping the frozen layers' output takes for each token; 0 where it cannot be kept.
+    prefix_token_bytes: int
+
+    def memory(self) -> Memory:
+        """Where memory stands."""
+        ...
+
+    def measure(self, batch: Batch, *, checkpointing: bool) -> int:
+        """Bytes that loss and gradient of a batch take at their peak, beyond what is held before. Learns nothing."""
+        ...
+
+    def adopt(self, plan: MemoryPlan, folder: Path) -> None:
+        """Compute as the plan says; kept rows that go to disk go to a file in the folder."""
+        ...
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
         """One optimizer step on the mean loss over all target tokens of all micro-batches."""
         ...
 
     def evaluate(self, batch: Batch) -> StepStats:
-        """The loss without dropout and without learning."""
+        """The loss without dropout and without learning. Rows seen here are seen again: at the next evaluation."""
         ...
 
     def state(self) -> State:

@@ -29,13 +29,15 @@ S = TypeVar("S", bound=Settings)
 Body = Callable[[Any, Progress], Summary]
 
 
-def command(settings: type[Settings], *, examples: str, keeps: str) -> Callable[[Body], click.Command]:
+def command(
+    settings: type[Settings], *, examples: str, keeps: str | Callable[[Any], str]
+) -> Callable[[Body], click.Command]:
     """Make a command of a function `(settings, progress) -> Summary`.
 
     Args:
         settings: Its flags and arguments.
         examples: Command lines, one a line, shown in its help.
-        keeps: What an interruption leaves and how to go on: a sentence.
+        keeps: What an interruption leaves and how to go on: a sentence, or what makes it of the settings.
     """
 
     def decorate(body: Body) -> click.Command:
@@ -46,7 +48,11 @@ def command(settings: type[Settings], *, examples: str, keeps: str) -> Callable[
                 config = parse_settings(settings, given, where="usage")
             except ConfigError as error:
                 raise click.UsageError(_as_flags(error.message.removeprefix("usage: "), settings)) from None
-            run_guarded(lambda: body(config, TerminalProgress()), as_json=as_json, keeps=keeps)
+            run_guarded(
+                lambda: body(config, TerminalProgress()),
+                as_json=as_json,
+                keeps=keeps if isinstance(keeps, str) else lambda: keeps(config),
+            )
 
         parameters = [_parameter(name, field) for name, field in settings.model_fields.items()]
         parameters.append(json_option())
@@ -73,7 +79,7 @@ def example_block(examples: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
 
 
-def run_guarded(body: Callable[[], Summary], *, as_json: bool, keeps: str) -> None:
+def run_guarded(body: Callable[[], Summary], *, as_json: bool, keeps: str | Callable[[], str]) -> None:
     """Run a command's body, print its summary, and turn errors into messages and exit codes."""
     # That there is no torch is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -85,7 +91,7 @@ def run_guarded(body: Callable[[], Summary], *, as_json: bool, keeps: str) -> No
         if summary.failed:
             sys.exit(exits.FAILED)
     except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. {keeps}", err=True)
+        click.echo(f"\nInterrupted. {keeps if isinstance(keeps, str) else keeps()}", err=True)
         sys.exit(exits.INTERRUPTED)
     except BrokenPipeError:
         raise  # Nobody reads on: click ends the process without a word.
@@ -111,7 +117,8 @@ def _message(error: Exception) -> str:
 def _parameter(name: str, field: FieldInfo) -> click.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     if extra.get("argument"):
-        return click.Argument([name], metavar=name.upper())
+        needed = field.is_required()
+        return click.Argument([name], required=needed, metavar=name.upper() if needed else f"[{name.upper()}]")
     flag = "--" + name.replace("_", "-")
     if field.annotation is bool:
         switch = f"{flag}/--no-{flag[2:]}" if field.default is True else flag

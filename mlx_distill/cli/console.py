@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import click
 
 from mlx_distill.progress import Bar, Progress
 
@@ -19,12 +23,13 @@ class Summary:
 
     Attributes:
         data: The one JSON object of `--json`.
-        lines: The same for a person: short, in plain sentences or aligned rows.
+        lines: The same for a person: short, in plain sentences or aligned rows; or what makes them for the columns of
+            the terminal, None where there is none. Styles are left out where they would not be seen.
         failed: Whether the command must exit 1 although nothing was raised.
     """
 
     data: dict[str, Any]
-    lines: Sequence[str] = field(default_factory=tuple)
+    lines: Sequence[str] | Callable[[int | None], Sequence[str]] = field(default_factory=tuple)
     failed: bool = False
 
     def print(self, *, as_json: bool) -> None:
@@ -36,7 +41,12 @@ class Summary:
             plain = "utf" not in (sys.stdout.encoding or "").lower()
             sys.stdout.write(json.dumps(self.data, ensure_ascii=plain) + "\n")
         else:
-            sys.stdout.write("".join(f"{line}\n" for line in self.lines))
+            on_terminal = sys.stdout.isatty()
+            lines = self.lines
+            if callable(lines):
+                lines = lines(shutil.get_terminal_size().columns if on_terminal else None)
+            coloured = on_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+            sys.stdout.write("".join(f"{line if coloured else click.unstyle(line)}\n" for line in lines))
         sys.stdout.flush()
 
 

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "prompts": "Expand a prompt file into the prompts to ask.",
     "collect": "Ask a teacher every prompt and make a data set of its answers.",
     "train": "Train a LoRA adapter on a data set.",
+    "runs": "List training runs side by side, with what differs between them.",
     "fuse": "Merge an adapter into its base model.",
     "compare": "Let teacher, base and distilled student answer held-out prompts.",
     "judge": "Score the answers of a comparison.",

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from mlx_distill import layout
 from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import TrainConfig
+from mlx_distill.errors import InputError
 from mlx_distill.progress import Progress
 from mlx_distill.run_records import RunRecord
+
+
+def kept(config: TrainConfig) -> str:
+    """What an interrupted training leaves."""
+    folder = layout.RunFolder(config.run)
+    with suppress(InputError):
+        if layout.read_record(folder.record, RunRecord).status == "finished":
+            return f"The run in {folder.root} is finished, and whole."
+    # A file still being written has a name that begins with a dot.
+    if any(not path.name.startswith(".") for path in folder.checkpoints.glob("*")):
+        return "The last checkpoint stands; the same command goes on from it."
+    return "No checkpoint had been saved yet; the same command goes on from the start."
 
 
 @make_command(
@@ -19,7 +33,7 @@ from mlx_distill.run_records import RunRecord
     mlx-distill train --data data/mine --model smollm2-135m --run adapters/small --layers 8 --epochs 2
     mlx-distill train --data data/mine --run adapters/mine --micro-batch-size 1     (less memory, same update)
     """,
-    keeps="A checkpoint was saved; the same command goes on from it.",
+    keeps=kept,
 )
 def command(config: TrainConfig, progress: Progress) -> Summary:
     """Train a LoRA adapter on a data set.
@@ -40,6 +54,7 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
         for key in (
             "epochs",
             "steps",
+            "stopped_early",
             "best_step",
             "first_valid_loss",
             "train_loss",
@@ -63,6 +78,8 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
         )
     elif record.train_loss is not None:
         lines.append(f"  train loss       {record.train_loss:.4f}")
+    if record.stopped_early:
+        lines.append(f"  stopped early    after {record.steps} steps: the validation loss no longer fell")
     if record.token_accuracy is not None:
         lines.append(f"  token accuracy   {record.token_accuracy:.1%}")
     if record.test_loss is not None:

@@ -26,7 +26,7 @@ _PREFIX = "step-"
 
 
 class Sums(Record):
-    """What the steps of the current epoch add up to."""
+    """What some steps add up to."""
 
     loss_sum: float = 0.0
     correct: int = 0
@@ -56,7 +56,12 @@ class Cursor(Record):
         batch: Batches done in the epoch under way.
         step: Optimizer steps done.
         metric_rows: Rows that `metrics.jsonl` had.
+        epoch_sums: Of the steps of the epoch under way.
+        window: Of the steps since training was last looked at for divergence.
+        lowest_loss: Lowest mean loss of the first step, the first validation and the windows so far.
         best_loss: Lowest validation loss so far, of the adapter at `best_step`.
+        stale: Validations since then, all without a lower loss.
+        validated_step: Step of the last validation.
         trained_tokens: Real tokens trained on so far.
         seconds: Time spent so far, all in all; `training_seconds` without evaluation.
     """
@@ -66,11 +71,15 @@ class Cursor(Record):
     step: int = 0
     metric_rows: int = 0
     epoch_sums: Sums = Sums()
+    window: Sums = Sums()
+    lowest_loss: float | None = None
     train_loss: float | None = None
     first_valid_loss: float | None = None
     best_loss: float | None = None
     best_accuracy: float | None = None
     best_step: int | None = None
+    stale: int = 0
+    validated_step: int | None = None
     trained_tokens: int = 0
     training_seconds: float = 0.0
     seconds: float = 0.0
@@ -84,16 +93,25 @@ def save(folder: Path, cursor: Cursor, state: State, *, keep: int) -> None:
     Raises:
         ResourceError: The disk is full; the earlier checkpoints are untouched.
     """
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    # Not `ascontiguousarray`, which gives a scalar a dimension.
+    arrays = {name: np.asarray(value, order="C") for name, value in state.arrays.items()}
     text = cursor.to_json()
     metadata = {"cursor": text, "sha256": _digest(text, arrays)}
     written = folder / f"{_PREFIX}{cursor.step:08d}.safetensors"
     with layout.atomic_file(written) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
+        _write(arrays, temporary, metadata)
     found = _all(folder)
     kept = [path for path in found if path <= written][:keep]
     for path in set(found) - set(kept):
         path.unlink(missing_ok=True)
+
+
+def _write(arrays: dict[str, NDArray[np.generic]], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(arrays, path, metadata=metadata)
+    except SafetensorError as error:
+        # safetensors has no other for a full disk.
+        raise OSError(str(error)) from error
 
 
 def newest(folder: Path, progress: Progress) -> tuple[Cursor, State] | None:
@@ -125,5 +143,5 @@ def _digest(text: str, arrays: Mapping[str, NDArray[np.generic]]) -> str:
     for name in sorted(arrays):
         value = arrays[name]
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
+        digest.update(value.tobytes())
     return digest.hexdigest()

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlx_distill import layout
 from mlx_distill.backends.base import NO_TOKENS, StepStats, Student
-from mlx_distill.batches import Batch, in_order, make_batch, plan_epoch
+from mlx_distill.batches import Batch, in_order, make_batch, padded_width, plan_epoch
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
 from mlx_distill.errors import TrainingError
 from mlx_distill.progress import Bar, Progress
 from mlx_distill.records import Split
-from mlx_distill.run_records import MetricKind, MetricRow
+from mlx_distill.run_records import MemoryPlan, MetricKind, MetricRow
 from mlx_distill.training import checkpoints
 from mlx_distill.training.checkpoints import Cursor, Sums
+from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.interrupts import Interrupts, deferred
+from mlx_distill.training.planning import rows_at_once
 from mlx_distill.training.schedule import learning_rate
 
 
@@ -33,7 +35,10 @@ class Loop:
         splits: Tokenised rows; "train" is there, "valid" may be.
         config: Of the run.
         folder: Where metrics, checkpoints and the best adapter go.
+        plan: How batches are computed.
         progress: Who watches.
+        observe: Takes each row of the metrics once it is written; those of earlier processes, of a run that goes on,
+            come first.
     """
 
     def __init__(
@@ -42,16 +47,19 @@ class Loop:
         splits: dict[str, TokenSplit],
         config: TrainConfig,
         folder: layout.RunFolder,
+        plan: MemoryPlan,
         progress: Progress,
+        observe: Callable[[MetricRow], None] = lambda row: None,
     ) -> None:
         self._student = student
         self._splits = splits
         self._config = config
         self._folder = folder
+        self._plan = plan
         self._progress = progress
+        self._observe = observe
         self._train = splits["train"]
-        self._lengths = [len(row.tokens) for row in self._train.rows]
-        self.steps_per_epoch = -(-len(self._lengths) // config.batch_size)
+        self.steps_per_epoch = -(-len(self._train.rows) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.cursor = Cursor()
         self._started = time.perf_counter()
@@ -66,13 +74,22 @@ class Loop:
         self._student.restore(state)
         rows = layout.read_rows(self._folder.metrics, MetricRow)[: self.cursor.metric_rows]
         layout.write_text(self._folder.metrics, "".join(row.to_json() + "\n" for row in rows))
+        for row in rows:
+            self._observe(row)
         return True
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation loss has not fallen for as long as there was patience, with steps still to take."""
+        patience = self._config.patience
+        return patience is not None and self.cursor.stale >= patience and self.cursor.step < self.total_steps
+
     def run(self) -> Cursor:
-        """Train to the end; the best adapter is then in the run's folder.
+        """Train to the end, or until the patience is; the best adapter is then in the run's folder.
 
         Raises:
-            TrainingError: The loss or gradient is not finite. The best adapter so far stands.
+            TrainingError: The loss or gradient is not finite, or training diverges. The best adapter so far stands.
+            ResourceError: A file cannot be written, as on a full disk. What was there before stands.
             KeyboardInterrupt: The user stopped it; a checkpoint was saved first.
         """
         self._started = time.perf_counter() - self.cursor.seconds
@@ -82,25 +99,32 @@ class Loop:
         ):
             bar.advance(self.cursor.step)
             if self.cursor.step == 0 and self.cursor.metric_rows == 0:
-                self._evaluate_epoch(bar)
-            while self.cursor.epoch < self._config.epochs:
+                self._validate(bar)
+            while self.cursor.epoch < self._config.epochs and not self.stopped_early:
                 self._run_epoch(bar, interrupts)
         return self.cursor
 
     def _run_epoch(self, bar: Bar, interrupts: Interrupts) -> None:
         config = self._config
-        plan = plan_epoch(self._lengths, config.batch_size, seed=config.seed, epoch=self.cursor.epoch)
-        while self.cursor.batch < len(plan):
+        plan = plan_epoch(self._train.lengths, config.batch_size, seed=config.seed, epoch=self.cursor.epoch)
+        # An interruption saves its checkpoint before the validation that is due after the same step.
+        self._validate_within_epoch(bar)
+        while self.cursor.batch < len(plan) and not self.stopped_early:
             self._step(plan[self.cursor.batch], bar)
             if interrupts.asked:
                 self._save()
                 raise KeyboardInterrupt
-            if self.cursor.step % config.checkpoint_every == 0 and self.cursor.batch < len(plan):
+            self._validate_within_epoch(bar)
+            within = self.cursor.batch < len(plan) and not self.stopped_early
+            if within and self.cursor.step % config.checkpoint_every == 0:
                 self._save()
         sums = self.cursor.epoch_sums.stats()
-        self._move(epoch=self.cursor.epoch + 1, batch=0, epoch_sums=Sums(), train_loss=sums.loss)
+        self._move(epoch_sums=Sums(), train_loss=sums.loss)
+        if whole := self.cursor.batch == len(plan):
+            self._move(epoch=self.cursor.epoch + 1, batch=0)
         self._write_metric("train", sums)
-        self._evaluate_epoch(bar)
+        if whole:
+            self._validate(bar)
         self._save()
         if interrupts.asked:
             raise KeyboardInterrupt
@@ -121,6 +145,7 @@ class Loop:
             training_seconds=cursor.training_seconds + seconds,
         )
         self._write_metric("step", stats, rate)
+        self._watch(stats, rows)
         bar.advance(
             1,
             epoch=f"{self.cursor.epoch + 1}/{self._config.epochs}",
@@ -130,10 +155,50 @@ class Loop:
         )
 
     def _micro_batches(self, rows: Sequence[int]) -> list[Batch]:
-        size = self._config.micro_batch_size or len(rows)
+        width = padded_width(int(self._train.lengths[rows].max()))
+        size = rows_at_once(self._plan, len(rows), width)
         return [make_batch(self._train.rows, rows[at : at + size]) for at in range(0, len(rows), size)]
 
-    def _evaluate_epoch(self, bar: Bar) -> None:
+    def _watch(self, stats: StepStats, rows: Sequence[int]) -> None:
+        """End a run that diverges; see `divergence`."""
+        cursor = self.cursor
+        lowest = stats.loss if cursor.lowest_loss is None else cursor.lowest_loss
+        if cursor.step == 1:
+            lowest = min(lowest, stats.loss)
+        window = cursor.window.stats() + stats
+        self._move(window=Sums.of(window), lowest_loss=lowest)
+        ends = cursor.batch == self.steps_per_epoch and "valid" not in self._splits
+        if cursor.step % WINDOW and not ends:
+            return
+        self._move(window=Sums(), lowest_loss=min(lowest, window.loss))
+        if not far_above(window.loss, lowest):
+            return
+        batches = self._micro_batches(rows)
+        now = self._loss_over(batches)
+        state = self._student.state()
+        self._student.load_adapter(self._folder.root)
+        kept = self._loss_over(batches)
+        self._student.restore(state)
+        if far_above(now, kept):
+            raise TrainingError(
+                f"Training diverges: the loss was {lowest:.2f} at its lowest and is {window.loss:.2f} over the last "
+                f"steps. On the rows of step {cursor.step} it is {now:.2f}, and {kept:.2f} with the adapter of step "
+                f"{cursor.best_step}, which stands in {self._folder.root}.",
+                hint="Lower --learning-rate or --scale into a new --run.",
+            )
+
+    def _loss_over(self, batches: Sequence[Batch]) -> float:
+        return sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS).loss
+
+    def _validate_within_epoch(self, bar: Bar) -> None:
+        """Validate where `validate_every` asks for it, but for an epoch's end, which validates anyway."""
+        cursor, every = self.cursor, self._config.validate_every
+        if every is None or cursor.batch == self.steps_per_epoch:
+            return
+        if cursor.step % every == 0 and cursor.validated_step != cursor.step:
+            self._validate(bar)
+
+    def _validate(self, bar: Bar) -> None:
         """Validate; keep the adapter if it is the best so far, or if there is nothing to tell by."""
         if "valid" not in self._splits:
             self._student.save_adapter(self._folder.root)
@@ -147,20 +212,30 @@ class Loop:
                 hint="Lower --learning-rate, or check the model with  mlx-distill doctor",
             )
         if self.cursor.first_valid_loss is None:
-            self._move(first_valid_loss=stats.loss)
+            self._move(first_valid_loss=stats.loss, lowest_loss=stats.loss)
         if self.cursor.best_loss is None or stats.loss < self.cursor.best_loss:
             self._student.save_adapter(self._folder.root)
-            self._move(best_loss=stats.loss, best_accuracy=stats.token_accuracy, best_step=self.cursor.step)
+            self._move(best_loss=stats.loss, best_accuracy=stats.token_accuracy, best_step=self.cursor.step, stale=0)
+        else:
+            self._move(stale=self.cursor.stale + 1)
+        self._move(validated_step=self.cursor.step)
         self._write_metric("valid", stats)
+        at = f"step {self.cursor.step}" if self.cursor.batch else f"epoch {self.cursor.epoch}"
         self._progress.say(
-            f"epoch {self.cursor.epoch}: validation loss {stats.loss:.4f}, token accuracy {stats.token_accuracy:.1%}"
+            f"{at}: validation loss {stats.loss:.4f}, token accuracy {stats.token_accuracy:.1%}"
             + (f", train loss {self.cursor.train_loss:.4f}" if self.cursor.train_loss is not None else "")
         )
+        if self.stopped_early:
+            self._progress.say(
+                f"Stopped early, after {self.cursor.step} of {self.total_steps} steps: {self.cursor.stale} validations "
+                f"in a row without a lower loss. The adapter of step {self.cursor.best_step} is kept."
+            )
 
     def evaluate(self, split: Split) -> StepStats:
         """Loss and accuracy over a whole split, every row once."""
-        size = self._config.micro_batch_size or self._config.batch_size
-        return sum((self._student.evaluate(b) for b in in_order(self._splits[split].rows, size)), NO_TOKENS)
+        size = self._plan.micro_batch_size
+        rows, lengths = self._splits[split].rows, self._splits[split].lengths
+        return sum((self._student.evaluate(b) for b in in_order(rows, size, lengths)), NO_TOKENS)
 
     def record_test(self, stats: StepStats) -> None:
         """Write the final test's row."""
@@ -187,9 +262,11 @@ class Loop:
             seconds=round(time.perf_counter() - self._started, 3),
             learning_rate=rate,
             grad_norm=stats.grad_norm,
+            stopped_early=True if kind == "valid" and self.stopped_early else None,
         )
         layout.append_row(self._folder.metrics, row)
         self._move(metric_rows=self.cursor.metric_rows + 1)
+        self._observe(row)
 
     def _not_finite(self, rows: Sequence[int], stats: StepStats) -> TrainingError:
         what = "loss" if not math.isfinite(stats.loss_sum) else "gradient"

@@ -1,12 +1,13 @@
 """The step `train`.
 
 Reads: data/NAME/{train,valid,test}.jsonl, manifest.json if there.
-Writes: adapters/RUN/{adapters.safetensors,adapter_config.json,run.json,metrics.jsonl,checkpoints/}.
+Writes: adapters/RUN/{adapters.safetensors,adapter_config.json,run.json,metrics.jsonl,checkpoints/,tensorboard/}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,19 +15,22 @@ from mlx_distill import __version__, layout
 from mlx_distill.backends.base import Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
-from mlx_distill.errors import OccupiedError
+from mlx_distill.errors import ConfigError, OccupiedError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Manifest, ModelRecord, content_hash
-from mlx_distill.run_records import RunRecord
+from mlx_distill.run_records import MemoryPlan, RunRecord
 from mlx_distill.training.loop import Loop
+from mlx_distill.training.planning import Tokens, describe, plan_memory
+from mlx_distill.training.trackers import open_trackers, tracker_names
+from mlx_distill.training.tracking import Trackers
 
 #: Raised when a change makes the same configuration give other numbers.
-CODE_FORMAT = 1
+CODE_FORMAT = 2
 
 #: Settings that do not decide the result.
-_INDIFFERENT = {"run", "data", "checkpoint_every", "keep_checkpoints"}
+_INDIFFERENT = {"run", "data", "checkpoint_every", "keep_checkpoints", "report_to", "memory_limit", "prefix_cache"}
 
 MakeStudent = Callable[[Path, TrainConfig], Student]
 
@@ -41,33 +45,43 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
         FolderError: Another process uses the folder.
         OccupiedError: It holds another run.
         InputError, ModelError, ConfigError: What was given cannot be used.
+        DependencyError: A tracker that is to be reported to is not installed.
         TrainingError: The run cannot go on; the best adapter so far stands.
     """
     # Before a model is downloaded or a folder made.
     require_train_split(config.data)
+    valid = layout.DataFolder(config.data).split("valid")
+    _require_validation(config, valid.is_file() and valid.stat().st_size > 0)
+    tracker_names(config.report_to)
     folder = layout.RunFolder(config.run)
-    with layout.lock(folder.root):
+    with layout.lock(folder.root), ExitStack() as stack:
         layout.sweep(folder.root)
         layout.sweep(folder.checkpoints)
         model = resolve(config.model, progress=progress)
         tokenizer = load_tokenizer(Path(model.path))
         require_chat_template(tokenizer, config.model)
         splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
+        _require_validation(config, "valid" in splits)
         record = _new_record(config, model, splits)
         earlier = _earlier_run(folder, record)
         if earlier is not None and earlier.status == "finished" and folder.adapter.exists():
             progress.say(f"{folder.root} is finished already; nothing to do.")
             return earlier
+        trackers = stack.enter_context(open_trackers(config, folder, earlier or record, progress))
         with progress.task(f"Loading {model.name}"):
             student = _backend(config.backend)(Path(model.path), config)
         record = record.model_copy(
             update={"device": student.device, "trainable_parameters": student.trainable_parameters}
         )
+        plan = _plan(student, splits, config, folder, earlier)
+        progress.say(f"{student.device}: {student.ways}.")
+        progress.say(describe(plan))
+        record = record.model_copy(update={"plan": plan})
         if earlier is None:
             layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
         else:
             record = record.model_copy(update={"created": earlier.created})
-        return _train(student, splits, config, folder, record, progress)
+        return _train(student, splits, config, folder, record, plan, progress, trackers)
 
 
 def _train(
@@ -76,9 +90,11 @@ def _train(
     config: TrainConfig,
     folder: layout.RunFolder,
     record: RunRecord,
+    plan: MemoryPlan,
     progress: Progress,
+    trackers: Trackers,
 ) -> RunRecord:
-    loop = Loop(student, splits, config, folder, progress)
+    loop = Loop(student, splits, config, folder, plan, progress, trackers.observe)
     if loop.resume():
         progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
@@ -99,6 +115,7 @@ def _train(
             "status": "finished",
             "epochs": cursor.epoch,
             "steps": cursor.step,
+            "stopped_early": loop.stopped_early,
             "best_step": cursor.best_step,
             "first_valid_loss": cursor.first_valid_loss,
             "train_loss": cursor.train_loss,
@@ -112,6 +129,36 @@ def _train(
     )
     layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
     return record
+
+
+def _plan(
+    student: Student,
+    splits: dict[str, TokenSplit],
+    config: TrainConfig,
+    folder: layout.RunFolder,
+    earlier: RunRecord | None,
+) -> MemoryPlan:
+    """The memory plan, put into effect. A run that goes on keeps its own, so that it takes the very same steps."""
+    plan = earlier.plan if earlier is not None and earlier.config.get("memory_limit") == config.memory_limit else None
+    if plan is None:
+        tokens = Tokens(
+            longest=max(int(split.lengths.max()) for split in splits.values()),
+            trained=int(splits["train"].lengths.sum()),
+            evaluated=sum(int(split.lengths.sum()) for name, split in splits.items() if name == "valid"),
+        )
+        plan = plan_memory(student, config, tokens, folder.root)
+    student.adopt(plan, folder.root)
+    return plan
+
+
+def _require_validation(config: TrainConfig, given: bool) -> None:
+    asked = [name for name in ("patience", "validate_every") if getattr(config, name) is not None]
+    if asked and not given:
+        raise ConfigError(
+            f"{asked[0]} = {getattr(config, asked[0])}: there is nothing to validate on: {config.data} has no "
+            "valid.jsonl, or no row of it fits.",
+            hint=f"Put rows into valid.jsonl, or leave --{asked[0].replace('_', '-')} out.",
+        )
 
 
 def _backend(name: str) -> MakeStudent:
@@ -163,7 +210,8 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
     changed = [
         f"{key} {earlier.config.get(key)} → {value}"
         for key, value in record.config.items()
-        if key not in _INDIFFERENT and earlier.config.get(key) != value
+        # A setting that an earlier version did not have made no difference there.
+        if key not in _INDIFFERENT and key in earlier.config and earlier.config[key] != value
     ]
     if {n: s.sha256 for n, s in earlier.splits.items()} != {n: s.sha256 for n, s in record.splits.items()}:
         changed.append("the data set")

@@ -72,7 +72,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     """All of a finished run that must not depend on whether it was interrupted."""
     record = json.loads(RunFolder(run).record.read_text(encoding="utf-8"))
-    for key in ("created", "seconds", "tokens_per_second", "peak_memory_bytes"):
+    # The plan says what memory there was.
+    for key in ("created", "seconds", "tokens_per_second", "peak_memory_bytes", "plan"):
         record.pop(key)
     for key in ("run", "checkpoint_every", "keep_checkpoints"):
         record["config"].pop(key)
@@ -113,11 +114,10 @@ class AtStep(Recorder):
 
 def command(config: TrainConfig) -> list[str]:
     """The command line of a training run."""
-    flags = [
-        part
-        for key, value in config.model_dump(mode="json", exclude_none=True).items()
-        for part in (f"--{key.replace('_', '-')}", str(value))
-    ]
+    flags = []
+    for key, value in config.model_dump(mode="json", exclude_none=True).items():
+        if value is not False:
+            flags += [f"--{key.replace('_', '-')}"] + [str(value)] * (value is not True)
     return [sys.executable, "-m", "mlx_distill", "train", *flags, "--json"]
 
 

@@ -118,7 +118,7 @@ def test_the_adapter_kept_is_the_best_one(config: TrainConfig, tmp_path: Path) -
     """Over such rows the validation loss falls, then rises: neither the first adapter nor the last is the best."""
     data = with_valid(tmp_path / "data", [FOREIGN, chat(20), chat(21)])
     config = changed(
-        config, data=data, epochs=8, learning_rate=0.01, layers="all", schedule="constant", warmup=0.0, batch_size=3
+        config, data=data, epochs=8, learning_rate=0.03, layers="all", schedule="constant", warmup=0.0, batch_size=3
     )
     record = train(config)
     valid = [(row["loss"], row["step"], row["token_accuracy"]) for row in metrics(config.run) if row["kind"] == "valid"]
@@ -131,7 +131,8 @@ def test_the_adapter_kept_is_the_best_one(config: TrainConfig, tmp_path: Path) -
 
 
 def test_a_run_that_only_gets_worse_keeps_the_start(config: TrainConfig, tmp_path: Path) -> None:
-    record = train(changed(config, data=with_valid(tmp_path / "data", [FOREIGN]), layers="all"))
+    data = with_valid(tmp_path / "data", [FOREIGN])
+    record = train(changed(config, data=data, learning_rate=0.02, layers="all"))
     assert record.best_step == 0
     assert record.valid_loss == record.first_valid_loss
 
@@ -318,6 +319,8 @@ def test_an_unfinished_run_cannot_be_used(config: TrainConfig) -> None:
 def test_the_loop_counts_its_steps(config: TrainConfig, tiny_model: Path) -> None:
     splits = load_splits(config.data, load_tokenizer(tiny_model), max_length=config.max_length)
     student = MlxStudent(tiny_model, config)
+    plan = train(config).plan
+    assert plan is not None
     for size, steps in ((1, 10), (3, 4), (10, 1), (11, 1)):
-        loop = Loop(student, splits, changed(config, batch_size=size), RunFolder(config.run), Recorder())
+        loop = Loop(student, splits, changed(config, batch_size=size), RunFolder(config.run), plan, Recorder())
         assert (loop.steps_per_epoch, loop.total_steps) == (steps, 2 * steps)

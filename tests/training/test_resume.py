@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from mlx_distill.config import TrainConfig
+from mlx_distill.errors import FolderError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.run import train
+from tests.training.faults import PowerCut, Writes, watched_writes
 from tests.training.runs import AtStep, Recorder, make_data, outcome, settings, start
 
 #: Interruptions of each kind, over processes that are started again until their run is finished.
@@ -111,70 +113,38 @@ def test_a_run_in_a_thread_goes_without_signals(base: TrainConfig, whole: tuple[
 # The power goes, in this process, at durable writes
 
 
-class PowerCut(BaseException):
-    """Ends a run as a power cut does: nothing in the package may catch it."""
-
-
 @pytest.fixture
-def cut_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int | None], int]]:
-    """Arms a cut at the n-th fsync or rename, counted from the call; returns how many there were since the last one."""
-    count, limit = 0, None
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if limit is not None and count > limit:
-            raise PowerCut
-
-    def arm(at: int | None) -> int:
-        nonlocal count, limit
-        seen, count, limit = count, 0, at
-        return seen
-
-    real_fsync, real_replace = os.fsync, Path.replace
-
-    def fsync(handle: int) -> None:
-        tick()
-        real_fsync(handle)
-
-    def replace(self: Path, target: Path) -> Path:
-        tick()
-        return real_replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
-    yield arm
-    arm(None)
+def writes() -> Iterator[Writes]:
+    with watched_writes() as watched:
+        yield watched
 
 
-def test_a_cut_at_every_second_write_is_made_good(
-    base: TrainConfig, tmp_path: Path, cut_at: Callable[[int | None], int]
-) -> None:
+def test_a_cut_at_every_third_write_is_made_good(base: TrainConfig, tmp_path: Path, writes: Writes) -> None:
     short = in_folder(base, tmp_path / "whole", epochs=1)
-    cut_at(None)
+    writes.mend()
     train(short)
-    writes = cut_at(None)
+    count = writes.count
     # run.json twice, the best adapter and its configuration twice, two checkpoints, eight rows of metrics.
-    assert writes > 30
+    assert count > 30
     expected = outcome(short.run)
-    for at in range(0, writes, 2):
+    for at in range(0, count, 3):
         config = in_folder(short, tmp_path / f"run{at}")
-        cut_at(at)
+        writes.fail_after(at)
         with pytest.raises(PowerCut):
             train(config)
-        cut_at(None)
+        writes.mend()
         train(config)
         assert outcome(config.run) == expected, f"cut at write {at}"
 
 
 def test_cuts_one_after_another_are_made_good(
-    base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, cut_at: Callable[[int | None], int]
+    base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, writes: Writes
 ) -> None:
     generator = random.Random(5)
     config = in_folder(base, tmp_path / "run", checkpoint_every=1, keep_checkpoints=1)
     cuts = 0
     while True:
-        cut_at(generator.randrange(2, 24))
+        writes.fail_after(generator.randrange(2, 32))
         try:
             train(config)
             break
@@ -234,6 +204,23 @@ def test_another_pace_of_checkpoints_goes_on_with_the_same_run(
     interrupted: TrainConfig, whole: tuple[Any, ...]
 ) -> None:
     train(in_folder(interrupted, interrupted.run, checkpoint_every=1, keep_checkpoints=5))
+    assert outcome(interrupted.run) == whole
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_run_does_not_go_on_with_other_data(
+    interrupted: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, split: str
+) -> None:
+    """Refused before anything of it is touched; with the rows it had, it goes on."""
+    before = {path: path.read_bytes() for path in interrupted.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    data = shutil.copytree(interrupted.data, tmp_path / "data")
+    with (data / f"{split}.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(FolderError, match="Different: the data set"):
+        train(in_folder(interrupted, interrupted.run, data=data))
+    after = {path: path.read_bytes() for path in interrupted.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+    train(interrupted)
     assert outcome(interrupted.run) == whole
 
 

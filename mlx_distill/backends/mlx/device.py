@@ -7,13 +7,20 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_distill.backends.mlx import blas
+from mlx_distill.backends.mlx import allocator, blas
+from mlx_distill.errors import ResourceError
 
 #: Share of the GPU's recommended working set that MLX may keep wired, so that weights are not paged out.
 _WIRED_SHARE = 0.9
+
+#: Share of a machine's memory that training may take where nothing recommends another.
+_MEMORY_SHARE = 0.75
 
 
 def on_gpu() -> bool:
@@ -43,6 +50,48 @@ def peak_memory_bytes() -> int:
         return int(mx.get_peak_memory())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_memory_bytes() -> int:
+    """What is held now: MLX's arrays on a GPU, the process's resident set on a CPU."""
+    if on_gpu():
+        return int(mx.get_active_memory())
+    if sys.platform != "linux":
+        # A Mac whose default device was set to the CPU: the peak is all that it tells.
+        return peak_memory_bytes()
+    allocator.give_back_freed_memory()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory_bytes() -> int:
+    """What training may take where nobody says: what Metal recommends, or most of the machine's memory."""
+    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0)) if mx.metal.is_available() else 0
+    return recommended or int(total_memory_bytes() * _MEMORY_SHARE)
+
+
+def limit_memory(size: int) -> None:
+    """On a GPU, let MLX's cache of freed memory be emptied before more than this is held."""
+    if on_gpu():
+        mx.set_memory_limit(size)
+
+
+@contextmanager
+def explained_allocation(advice: str) -> Iterator[None]:
+    """Turn a failed allocation into a ResourceError with this advice.
+
+    MLX raises a RuntimeError that only its text tells apart: "[malloc] Unable to allocate", "[metal::malloc] Attempting
+    to allocate", and Metal's "Insufficient Memory" for a command buffer.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError("The machine is out of memory.", hint=advice) from error
+    except RuntimeError as error:
+        if not any(sign in str(error).lower() for sign in ("malloc]", "insufficient memory", "out of memory")):
+            raise
+        mx.clear_cache()
+        raise ResourceError(f"The machine is out of memory: {error}", hint=advice) from error
 
 
 def total_memory_bytes() -> int:

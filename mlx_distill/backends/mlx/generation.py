@@ -19,12 +19,12 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_distill.backends.mlx import device
 from mlx_distill.backends.mlx.loading import load_frozen
-from mlx_distill.dataset import as_template_message
 from mlx_distill.errors import InputError
 from mlx_distill.models.folder import context_length
 from mlx_distill.models.tokenizer import require_chat_template
 from mlx_distill.progress import Bar
 from mlx_distill.records import Message, StopReason
+from mlx_distill.rows import as_template_message
 
 #: How many of the last tokens a repetition penalty looks back on.
 PENALISED_TOKENS = 64

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+
+from mlx_distill.backends.mlx.cpu_kernels import exponentials, rows_of
+from mlx_distill.backends.mlx.projection import times_weight
 
 #: Positions whose logits exist at once. At 150,000 words of vocabulary a chunk is 150 MB in float32.
 CHUNK = 256
@@ -34,6 +38,11 @@ class Head:
     module: nn.Module
 
     @property
+    def dtype(self) -> mx.Dtype:
+        """Of its weights, or of what scales them."""
+        return self.module.scales.dtype if hasattr(self.module, "scales") else self.module.weight.dtype
+
+    @property
     def _tied(self) -> bool:
         return isinstance(self.module, (nn.Embedding, nn.QuantizedEmbedding))
 
@@ -44,21 +53,7 @@ class Head:
 
     def back(self, weights: mx.array) -> mx.array:
         """(N, V) @ W → (N, D): from the vocabulary back to the hidden state, in float32."""
-        m = self.module
-        if isinstance(m, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            out = mx.quantized_matmul(
-                weights.astype(m.scales.dtype),
-                m.weight,
-                scales=m.scales,
-                biases=m.biases,
-                transpose=False,
-                group_size=m.group_size,
-                bits=m.bits,
-                mode=m.mode,
-            )
-        else:
-            out = weights.astype(m.weight.dtype) @ m.weight
-        return out.astype(mx.float32)
+        return times_weight(self.module, weights).astype(mx.float32)
 
     def rows(self, targets: mx.array) -> mx.array:
         """(N,) → (N, D): the head's weights of these words, in float32."""
@@ -136,6 +131,30 @@ def plain_loss(logits: mx.array, targets: mx.array) -> Losses:
     logits = logits.astype(mx.float32)
     loss = nn.losses.cross_entropy(logits, targets, reduction="sum")
     return loss, (mx.argmax(logits, axis=-1) == targets).sum().astype(mx.float32)
+
+
+def eager_loss(
+    head: Head, hidden: mx.array, targets: mx.array, *, with_gradient: bool, chunk: int = CHUNK
+) -> tuple[float, int, mx.array | None]:
+    """Like `fused_loss`, outside of any tracing and chunk by chunk, with the kernels of MLX's CPU backend.
+
+    Returns:
+        The loss, the count, and the gradient of `hidden` if asked for.
+    """
+    loss, correct = 0.0, 0
+    gradients: list[mx.array] = []
+    for at in range(0, hidden.shape[0], chunk):
+        wanted = targets[at : at + chunk]
+        logits = head.logits(hidden[at : at + chunk])
+        rows, indices = rows_of(logits), np.asarray(wanted)
+        at_targets = rows[np.arange(len(indices)), indices]
+        correct += int((rows.argmax(axis=-1) == indices).sum())
+        tops, sums = exponentials(rows)
+        loss += float((np.log(sums) + tops - at_targets[:, None]).sum(dtype=np.float64))
+        if with_gradient:
+            gradients.append(head.back(logits) / mx.array(sums) - head.rows(wanted))
+            mx.eval(gradients[-1])
+    return loss, correct, mx.concatenate(gradients) if gradients else None
 
 
 def evaluate_loss(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int = CHUNK) -> Losses:

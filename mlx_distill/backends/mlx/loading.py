@@ -1,8 +1,11 @@
-"""Load a student with mlx-lm, freeze it, and give it LoRA layers."""
+"""Load a student with mlx-lm, freeze it, and give it an adapter: LoRA or DoRA."""
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
@@ -21,6 +25,16 @@ from mlx_distill.models.folder import rotary_settings
 
 #: Leaves of a module that an adapter trains: the two factors of LoRA, and DoRA's magnitude.
 ADAPTER_LEAVES = {"lora_a", "lora_b", "m"}
+
+#: What mlx-lm adapts.
+_MATRICES = (
+    nn.Linear,
+    nn.QuantizedLinear,
+    SwitchLinear,
+    QuantizedSwitchLinear,
+    nn.Embedding,
+    nn.QuantizedEmbedding,
+)
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -54,26 +68,31 @@ def load_frozen(folder: Path, *, dtype: str) -> tuple[nn.Module, dict[str, Any]]
     return model, config
 
 
-def attach_lora(model: nn.Module, config: TrainConfig) -> None:
-    """Put fresh LoRA layers on the last layers of a frozen model, in place.
+def attach_adapter(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
+    """Put a fresh adapter on the last layers of a frozen model, in place.
 
-    The first factor starts uniform in ±1/√in and the second at zero, as mlx-lm starts them, but drawn by numpy
-    from the seed, in the order of the parameters' names, so that every backend starts from the same adapter.
+    The first factor of LoRA starts uniform in ±1/√in and the second at zero, as mlx-lm starts them, but drawn by numpy
+    from the seed, in the order of the parameters' names, so that every backend starts from the same adapter. A DoRA
+    magnitude starts as the norm of the row that it scales, so that either kind changes nothing at first.
+
+    Returns:
+        What mlx-lm's `adapter_config.json` says of it: `fine_tune_type`, `num_layers` and `lora_parameters`.
 
     Raises:
-        ConfigError: More layers are asked for than the model has, or the rank exceeds a matrix.
+        ConfigError: More layers are asked for than the model has, a target is no matrix of theirs, the rank exceeds a
+            matrix, or DoRA is asked for where there is none.
     """
     layers = num_adapter_layers(model, config)
-    linear_to_lora_layers(model, layers, lora_parameters(config))
-    shapes = adapter_shapes(model)
-    smallest = min(shape[-2] if name.endswith("lora_a") else shape[-1] for name, shape in shapes.items())
-    if config.rank > smallest:
-        raise ConfigError(
-            f"rank = {config.rank}: the smallest adapted matrix of {config.model} has rank {smallest}.",
-            hint=f"Choose --rank 1 to {smallest}; 8 to 64 is usual.",
-        )
-    fresh = initial_adapter(shapes, seed=config.seed)
+    matrices = _matrices(model, layers)
+    keys = _choose(matrices, config)
+    chosen = matrices if keys is None else {key: matrices[key] for key in keys}
+    _check_kind(chosen, config)
+    _check_rank(chosen, config)
+    parameters = lora_parameters(config, keys)
+    linear_to_lora_layers(model, layers, parameters, use_dora=config.adapter == "dora")
+    fresh = initial_adapter(adapter_shapes(model), seed=config.seed)
     model.update(tree_unflatten([(name, mx.array(value)) for name, value in fresh.items()]))
+    return {"fine_tune_type": config.adapter, "num_layers": layers, "lora_parameters": parameters}
 
 
 def num_adapter_layers(model: nn.Module, config: TrainConfig) -> int:
@@ -89,9 +108,17 @@ def num_adapter_layers(model: nn.Module, config: TrainConfig) -> int:
     return config.layers
 
 
-def lora_parameters(config: TrainConfig) -> dict[str, Any]:
-    """The `lora_parameters` of mlx-lm's `adapter_config.json`."""
-    return {"rank": config.rank, "scale": config.scale, "dropout": config.dropout}
+def lora_parameters(config: TrainConfig, keys: Collection[str] | None = None) -> dict[str, Any]:
+    """The `lora_parameters` of mlx-lm's `adapter_config.json`.
+
+    mlx-lm knows no rank-stabilised LoRA (Kalajdzievski, 2023, arXiv:2312.03732) and need not: it is a larger scale.
+
+    Args:
+        keys: The matrices of a layer that are adapted; None for all.
+    """
+    scale = config.scale * math.sqrt(config.rank) if config.rslora else config.scale
+    parameters = {"rank": config.rank, "scale": scale, "dropout": config.dropout}
+    return parameters if keys is None else {**parameters, "keys": list(keys)}
 
 
 def adapter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -101,21 +128,89 @@ def adapter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def initial_adapter(shapes: dict[str, tuple[int, ...]], *, seed: int) -> dict[str, NDArray[np.float32]]:
-    """The adapter that training starts from.
+    """The factors that training starts from; a magnitude follows from the base's weights, and is not among them.
 
     Args:
-        shapes: `lora_a` is (in, rank), `lora_b` is (rank, out).
+        shapes: `lora_a` is (in, rank), and (experts, rank, in) for experts; `lora_b` is (rank, out).
         seed: Of the run.
     """
     generator = np.random.default_rng(seed)
     values: dict[str, NDArray[np.float32]] = {}
     for name, shape in sorted(shapes.items()):
-        if name.endswith("lora_a"):
-            bound = 1.0 / np.sqrt(shape[-2])
+        # A matrix that is several in one has its factors numbered: lora_a.0, lora_a.1.
+        leaf = next(part for part in reversed(name.split(".")) if not part.isdigit())
+        if leaf == "lora_a":
+            bound = 1.0 / np.sqrt(shape[0] if len(shape) == 2 else shape[-1])
             values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
-        else:
+        elif leaf == "lora_b":
             values[name] = np.zeros(shape, dtype=np.float32)
     return values
+
+
+def _matrices(model: nn.Module, layers: int) -> dict[str, list[nn.Module]]:
+    """What can be adapted in the last layers, by its name within a layer, as mlx-lm finds it."""
+    found: dict[str, list[nn.Module]] = {}
+    for layer in model.layers[-layers:]:
+        for name, module in layer.named_modules():
+            if isinstance(module, _MATRICES) or hasattr(module, "to_lora"):
+                found.setdefault(name, []).append(module)
+    return dict(sorted(found.items()))
+
+
+def _choose(names: Collection[str], config: TrainConfig) -> list[str] | None:
+    """The names that the targets mean, each by its end: q_proj is self_attn.q_proj. None for all."""
+    targets = [part.strip() for part in config.targets.split(",")]
+    if targets == ["all"]:
+        return None
+    chosen: set[str] = set()
+    for target in targets:
+        meant = {name for name in names if f".{name}".endswith(f".{target}")} if target else set()
+        if not meant:
+            near = difflib.get_close_matches(target, {*names, *(name.rpartition(".")[2] for name in names)}, n=1)
+            raise ConfigError(
+                f"targets = {config.targets!r}: the adapted layers of {config.model} have no matrix {target!r}"
+                + (f" (did you mean {near[0]}?)." if near else "."),
+                hint=f"Choose from {', '.join(names)}; or all.",
+            )
+        chosen |= meant
+    return sorted(chosen)
+
+
+def _check_kind(matrices: dict[str, list[nn.Module]], config: TrainConfig) -> None:
+    if config.adapter != "dora":
+        return
+    able = [name for name, modules in matrices.items() if all(map(_takes_dora, modules))]
+    if len(able) < len(matrices):
+        hint = "Choose --adapter lora" + (f", or leave them out:  --targets {','.join(able)}" if able else ".")
+        raise ConfigError(
+            f"adapter = dora: mlx-lm has no DoRA for {', '.join(name for name in matrices if name not in able)} "
+            f"of {config.model}.",
+            hint=hint,
+        )
+
+
+def _takes_dora(module: nn.Module) -> bool:
+    # Experts, embeddings and matrices that are several in one do not. Of a quantized matrix mlx-lm takes its width
+    # to be a whole number of values a word.
+    plain = isinstance(module, nn.Linear) or (isinstance(module, nn.QuantizedLinear) and 32 % module.bits == 0)
+    return plain and not hasattr(module, "to_lora")
+
+
+def _check_rank(matrices: dict[str, list[nn.Module]], config: TrainConfig) -> None:
+    ranks = {name: min(map(_full_rank, modules)) for name, modules in matrices.items()}
+    smallest = min(ranks, key=lambda name: ranks[name])
+    if config.rank > ranks[smallest]:
+        raise ConfigError(
+            f"rank = {config.rank}: the smallest adapted matrix of {config.model}, {smallest}, "
+            f"has rank {ranks[smallest]}.",
+            hint=f"Choose --rank 1 to {ranks[smallest]}; 8 to 64 is usual.",
+        )
+
+
+def _full_rank(module: nn.Module) -> int:
+    rows, columns = module.weight.shape[-2:]
+    # A word of a quantized matrix holds several values.
+    return int(min(rows, columns * 32 // module.bits if "scales" in module else columns))
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:

@@ -1,46 +1,40 @@
-"""The frozen lower part of a student, computed once a row.
-
-With LoRA on the last k layers, everything below them is the same in every epoch and every evaluation. Its output is
-computed row by row and kept, so that later epochs pay for the trained layers and the head alone. Each row is computed
-at its own width whether or not its output is kept, so the losses are the same to the bit either way.
-"""
+"""An mlx-lm model taken apart into its frozen lower part and its trained upper part."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from mlx_distill.batches import WIDTH_QUANTUM, Batch
-
-#: Share of the machine's memory that kept rows may take.
-MEMORY_SHARE = 0.2
+from mlx_distill.backends.mlx.block import Block, find_block
+from mlx_distill.backends.mlx.device import on_gpu
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """An mlx-lm model body cut below its first trained layer.
+    """An mlx-lm model body taken apart at its first trained layer.
 
     Attributes:
         body: Has `embed_tokens`, `layers` and `norm`.
         frozen: How many of its layers lie below the cut.
+        blocks: Of each layer, where its gradient is written out for a CPU; else None.
     """
 
     body: nn.Module
     frozen: int
+    blocks: Sequence[Block | None]
 
     def below(self, tokens: mx.array) -> mx.array:
         """Tokens (B, T) → what enters the first trained layer, (B, T, D)."""
         hidden = self.body.embed_tokens(tokens)
-        for layer in self.body.layers[: self.frozen]:
-            hidden = layer(hidden, "causal", None)
+        for layer, block in zip(self.body.layers[: self.frozen], self.blocks[: self.frozen], strict=True):
+            hidden = layer(hidden, "causal", None) if block is None else block.forward(hidden)[0]
         return hidden
 
     def above(self, hidden: mx.array) -> mx.array:
-        """What enters the first trained layer → what enters the head, both (B, T, D)."""
+        """What enters the first trained layer → what enters the head, both (B, T, D); MLX can differentiate it."""
         for layer in self.body.layers[self.frozen :]:
             hidden = layer(hidden, "causal", None)
         return self.body.norm(hidden)
@@ -61,22 +55,23 @@ class _Spy:
         return hidden
 
 
-def find_trunk(body: nn.Module, trained: int, *, length: int) -> Trunk | None:
-    """Cut a model body below its last `trained` layers, if it is no more than embedding, causal layers and norm.
+def find_trunk(body: nn.Module, trained: int, *, length: int, name: str) -> Trunk | None:
+    """Take a model body apart below its last `trained` layers, if it is no more than embedding, causal layers and norm.
 
     Args:
         length: Of the longest row, in tokens: a window no shorter than it hides nothing.
+        name: Of the body in the model, for the names of its parameters.
 
     Returns:
-        None if nothing lies below, or if the two parts are not what the body is: found out by computing both on a
-        few tokens, and by looking at the masks that the body gives its layers at full length.
+        None if the parts are not what the body is: found out by computing both on a few tokens, and by looking at the
+        masks that the body gives its layers at full length.
     """
-    if not all(hasattr(body, name) for name in ("embed_tokens", "layers", "norm")):
+    if not all(hasattr(body, part) for part in ("embed_tokens", "layers", "norm")) or not _all_causal(body, length):
         return None
-    frozen = len(body.layers) - trained
-    if frozen <= 0 or not _all_causal(body, length):
-        return None
-    trunk = Trunk(body, frozen)
+    blocks: list[Block | None] = [None] * len(body.layers)
+    if not on_gpu():
+        blocks = [find_block(layer, f"{name}.layers.{at}") for at, layer in enumerate(body.layers)]
+    trunk = Trunk(body, len(body.layers) - trained, blocks)
     tokens = mx.arange(1, 9)[None]
     try:
         found = trunk.above(trunk.below(tokens))
@@ -84,7 +79,7 @@ def find_trunk(body: nn.Module, trained: int, *, length: int) -> Trunk | None:
         return None
     expected = body(tokens)
     gap = (found - expected).astype(mx.float32).abs().max()
-    return trunk if gap.item() <= 1e-5 * (1 + expected.astype(mx.float32).abs().max().item()) else None
+    return trunk if gap.item() <= 1e-4 * (1 + expected.astype(mx.float32).abs().max().item()) else None
 
 
 def _all_causal(body: nn.Module, length: int) -> bool:
@@ -98,37 +93,3 @@ def _all_causal(body: nn.Module, length: int) -> bool:
     finally:
         body.layers = layers
     return len(masks) == len(layers) and all(isinstance(mask, str) and mask == "causal" for mask in masks)
-
-
-class FrozenRows:
-    """The trunk's output of each row seen, kept while there is room.
-
-    Args:
-        trunk: What computes them.
-        budget: Bytes that kept rows may take.
-    """
-
-    def __init__(self, trunk: Trunk, budget: int) -> None:
-        self.trunk = trunk
-        self._room = budget
-        self._kept: dict[bytes, mx.array] = {}
-
-    def batch(self, batch: Batch) -> mx.array:
-        """The trunk's output of a padded batch: (B, T, D), zero on padding."""
-        width = batch.tokens.shape[1]
-        rows = [self._row(batch.tokens[at, :length]) for at, length in enumerate(batch.lengths)]
-        return mx.stack([mx.pad(row, [(0, width - row.shape[0]), (0, 0)]) for row in rows])
-
-    def _row(self, tokens: np.ndarray) -> mx.array:
-        key = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
-        if (kept := self._kept.get(key)) is not None:
-            return kept
-        length = len(tokens)
-        width = -(-length // WIDTH_QUANTUM) * WIDTH_QUANTUM
-        padded = np.pad(tokens, (0, width - length))
-        hidden = mx.contiguous(self.trunk.below(mx.array(padded)[None])[0, :length])
-        mx.eval(hidden)
-        if hidden.nbytes <= self._room:
-            self._room -= hidden.nbytes
-            self._kept[key] = hidden
-        return hidden

@@ -1,0 +1,174 @@
+"""The passes over a student: loss forwards, gradients backwards, by the best way that its model allows.
+
+- What lies below the trained layers is computed once a row and kept (`trunk`).
+- A linear head is computed together with the loss, in chunks (`head`).
+- On a CPU, layers of the Llama family have their gradient written out (`stack`); all else is differentiated by MLX.
+
+Each way is taken only where it gives what the whole model gives, which is found out by computing both at the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_distill.backends.mlx.frozen_rows import FrozenRows, Store
+from mlx_distill.backends.mlx.head import Head, evaluate_loss, fused_loss, plain_loss
+from mlx_distill.backends.mlx.projection import Gradients
+from mlx_distill.backends.mlx.stack import find_stack
+from mlx_distill.backends.mlx.trunk import find_trunk
+from mlx_distill.batches import Batch
+
+
+class Passes:
+    """Computes losses and gradients of a model with an adapter.
+
+    Args:
+        model: Of mlx-lm, with its adapter attached.
+        parts: What `find_head` found before the adapter was attached.
+        trained: Layers that carry an adapter, counted from the last.
+        max_length: Tokens of the longest row.
+
+    Attributes:
+        checkpointing: Whether to keep only what enters each trained layer, and to compute it twice.
+        keep_trained: Whether rows that are trained on come again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: tuple[nn.Module, Head] | None,
+        *,
+        trained: int,
+        max_length: int,
+    ) -> None:
+        self.checkpointing = False
+        self.keep_trained = True
+        self._model = model
+        self._body: nn.Module | None
+        self._head: Head | None
+        self._body, self._head = parts or (None, None)
+        self._trunk = None
+        if self._body is not None:
+            name = next(key for key, module in model.named_modules() if module is self._body)
+            self._trunk = find_trunk(self._body, trained, length=max_length, name=name)
+        self._stack = find_stack(self._trunk, self._head)
+        self._rows = None
+        if self._trunk is not None and self._trunk.frozen:
+            self._rows = FrozenRows(self._trunk, None)
+        self._differentiate = nn.value_and_grad(model, self._loss)
+
+    @property
+    def ways(self) -> str:
+        """The ways taken, in words."""
+        ways = [
+            "fused head and loss" if self._head else "whole logits, as this model's head is more than linear",
+            f"{self._trunk.frozen} frozen layers computed once a row" if self._rows and self._trunk else "",
+            "gradients written out" if self._stack else "",
+        ]
+        return ", ".join(way for way in ways if way)
+
+    @property
+    def prefix_token_bytes(self) -> int:
+        """Bytes that keeping the frozen layers' output takes for each token; 0 where nothing is kept."""
+        if self._rows is None or self._trunk is None:
+            return 0
+        return int(self._trunk.below(mx.zeros((1, 1), dtype=mx.int32)).nbytes)
+
+    def keep_rows(self, store: Store | None) -> None:
+        """Keep what the frozen layers give in a store from now on."""
+        if self._rows is not None and self._trunk is not None:
+            self._rows = FrozenRows(self._trunk, store)
+
+    def loss(self, batch: Batch) -> tuple[float, int]:
+        """Loss in nats summed over the batch's targets, and how many are predicted right, without dropout."""
+        self._model.eval()
+        places, targets = _targets(batch)
+        start = self._enter(batch, keep=True)
+        if self._stack is not None:
+            return self._stack.loss(start, places, targets)
+        top = self._ascend(start)
+        top = top.reshape(-1, top.shape[-1])[places]
+        found = plain_loss(top, targets) if self._head is None else evaluate_loss(self._head, top, targets)
+        return found[0].item(), round(found[1].item())
+
+    def loss_and_gradients(self, batch: Batch) -> tuple[float, int, Gradients]:
+        """Like `loss`, with dropout, and with the gradients of the summed loss by parameter."""
+        self._model.train()
+        places, targets = _targets(batch)
+        start = self._enter(batch, keep=self.keep_trained)
+        if self._stack is not None:
+            return self._stack.loss_and_gradients(start, places, targets, checkpointing=self.checkpointing)
+        (loss, correct), tree = self._differentiate(start, places, targets)
+        gradients = dict(tree_flatten(tree))
+        mx.eval(loss, correct, gradients)
+        return loss.item(), round(correct.item()), gradients
+
+    def _enter(self, batch: Batch, *, keep: bool) -> mx.array:
+        """What the trained part starts from: what the frozen part gives, or the tokens where it is not known."""
+        if self._rows is not None:
+            return self._rows.batch(batch, keep=keep)
+        tokens = mx.array(batch.tokens)
+        return tokens if self._trunk is None else self._trunk.below(tokens)
+
+    def _ascend(self, start: mx.array) -> mx.array:
+        """From what `_enter` gives to the hidden states below the head; to the logits where the head is not known."""
+        if self._trunk is not None:
+            return self._trunk.above(start)
+        return self._model(start) if self._body is None else self._body(start)
+
+    def _loss(self, start: mx.array, places: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        with _twice_computed(self._model) if self.checkpointing else _as_they_are():
+            top = self._ascend(start)
+        top = top.reshape(-1, top.shape[-1])[places]
+        return plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
+
+
+def _targets(batch: Batch) -> tuple[mx.array, mx.array]:
+    """Where in B·T a target is predicted, and the targets, each (N,) int32."""
+    rows, columns = np.nonzero(batch.loss_mask)
+    places = rows * batch.tokens.shape[1] + columns - 1
+    return mx.array(places.astype(np.int32)), mx.array(batch.tokens[rows, columns])
+
+
+@contextmanager
+def _as_they_are() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _twice_computed(model: nn.Module) -> Iterator[None]:
+    """While open, layers with an adapter keep only what enters them, and are computed again for the gradient."""
+    owner = next(m for _, m in model.named_modules() if isinstance(m.get("layers"), list))
+    layers = owner.layers
+    owner.layers = [_Twice(layer) if layer.trainable_parameters() else layer for layer in layers]
+    try:
+        yield
+    finally:
+        owner.layers = layers
+
+
+class _Twice:
+    """Stands for a layer, under `mx.checkpoint`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+
+        def compute(parameters: Any, *inputs: Any, **options: Any) -> Any:
+            # As arguments, so that their gradients are computed, too.
+            layer.update(parameters)
+            return layer(*inputs, **options)
+
+        self._compute: Callable[..., Any] = mx.checkpoint(compute)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._layer, name)
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self._compute(self._layer.trainable_parameters(), *inputs, **options)

@@ -1,0 +1,1 @@
+"""What `scripts/bench_train` is made of: one file a contender, and what measures them."""
