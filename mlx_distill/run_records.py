@@ -55,7 +55,7 @@ class MemoryPlan(Record):
         limit_bytes: What was to be stayed under.
         optimizer_bytes: The adapter, its gradient and the optimizer's state.
         activation_bytes: Of the widest batch, as many rows of it at once as `micro_batch_size`.
-        prefix_bytes: What kept rows of the frozen layers may take, where `prefix_cache` says; None where nothing is kept.
+        prefix_bytes: What kept rows of the frozen layers may take, where `prefix_cache` says; None keeps none.
         peak_bytes: All in all.
         fixed_bytes: With `token_bytes` and `square_bytes`, what B rows of T tokens take:
             fixed + B·T·token + B·T²·square.

@@ -44,7 +44,9 @@ class Outcome:
             return None
         how = f"killed by {signal.Signals(-self.status).name}" if self.status < 0 else f"exit status {self.status}"
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{how}: {lines[-1][:200]}" if lines else how
+        # What follows the error is advice; where nothing is called one, the last line says most.
+        telling = [line for line in lines if "error" in line.lower()] or lines
+        return f"{how}: {telling[-1][:200]}" if telling else how
 
 
 def end_on_signals() -> None:

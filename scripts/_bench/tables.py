@@ -142,7 +142,7 @@ def speed_table(rows: Sequence[dict[str, Any]], limit: str | None) -> str:
 
 
 def loss_table(rows: Sequence[dict[str, Any]], epochs: int, base: float | None) -> str:
-    """Training and validation loss of each contender's last run, after each epoch."""
+    """Training and validation loss of each contender's last run, after each epoch; nothing if none ended."""
     lines = []
     for contender, runs in _by_contender([row for row in rows if row["failure"] is None]).items():
         last = runs[-1]
@@ -150,6 +150,8 @@ def loss_table(rows: Sequence[dict[str, Any]], epochs: int, base: float | None) 
         if last["valid_losses"]:
             before = f"{base:.4f}" if base is not None else ""
             lines.append([f"{NAMES[contender]}, validation", before, *(f"{loss:.4f}" for loss in last["valid_losses"])])
+    if not lines:
+        return ""
     return markdown(("loss after epoch", *map(str, range(epochs + 1))), lines)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from mlx_distill.backends.base import State
+from mlx_distill.cli.main import main
 from mlx_distill.config import TrainConfig
 from mlx_distill.errors import ResourceError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.checkpoints import Cursor, newest, save
 from mlx_distill.training.run import train
 from tests.training.faults import Writes, full_disk, watched_writes
-from tests.training.runs import ROOT, Recorder, command, environment, make_data, outcome, settings
+from tests.training.runs import Recorder, command, make_data, outcome, settings
 
 
 @pytest.fixture(scope="module")
@@ -137,23 +138,11 @@ def base_files(base: TrainConfig, run: Path) -> list[Path]:
 
 def test_the_command_says_it_in_a_sentence(base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path) -> None:
     config = in_folder(base, tmp_path / "run")
-    adapter = len(whole[0])
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (adapter + 100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-    done = subprocess.run(
-        command(config),
-        env={**environment(), "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=limit,
-    )
-    assert done.returncode == 1
-    assert "step-00000001.safetensors could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    with files_up_to(len(whole[0]) + 100):
+        done = CliRunner().invoke(main, command(config)[3:])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-2].startswith("Error: ")
+    assert "step-00000001.safetensors could not be written: " in done.stderr.splitlines()[-2]
     assert done.stdout == ""
     assert RunFolder(config.run).adapter.exists()
     train(config)
