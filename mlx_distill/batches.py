@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 #: Widths are rounded up to a multiple of this many tokens, so that few distinct shapes occur.
 WIDTH_QUANTUM = 16
+
+Length = TypeVar("Length", int, NDArray[np.int64])
 
 #: Shares of padding among all tokens of an epoch: what is allowed for the sake of mixed company, and what may be added
 #: for it where there is more in any case.
@@ -68,8 +70,8 @@ class Batch:
         return int(self.loss_mask.sum())
 
 
-def padded_width(length: int) -> int:
-    """What a row of this many tokens is padded to, at the least."""
+def padded_width(length: Length) -> Length:
+    """What a row of this many tokens is padded to, at the least; also of many rows at once."""
     return -(-length // WIDTH_QUANTUM) * WIDTH_QUANTUM
 
 
@@ -138,7 +140,7 @@ def plan_epoch(lengths: Sequence[int] | NDArray[np.int32], batch_size: int, *, s
     starts[generator.integers(batches) + 1 :] -= batches * batch_size - count
     draws = generator.uniform(-1, 1, count)
     tokens = int(np.sum(lengths, dtype=np.int64))
-    widths = -(-np.asarray(lengths, dtype=np.int64) // WIDTH_QUANTUM) * WIDTH_QUANTUM
+    widths = padded_width(np.asarray(lengths, dtype=np.int64))
     reach = draws * (widths + widths.mean()) / 2
 
     def moved(share: float) -> NDArray[np.int64]:

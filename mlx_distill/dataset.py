@@ -18,6 +18,7 @@ from mlx_distill.batches import TokenRow
 from mlx_distill.errors import InputError
 from mlx_distill.layout import SPLITS, DataFolder
 from mlx_distill.progress import SILENT, Progress
+from mlx_distill.rows import MAKE_ONE
 from mlx_distill.run_records import SplitSummary
 from mlx_distill.token_cache import TokenCache, TokenisedFile
 from mlx_distill.token_store import StoredRows
@@ -132,11 +133,10 @@ def require_train_split(folder: Path) -> None:
     Raises:
         InputError: There is no such folder, or no such file in it.
     """
-    hint = "Make one:  mlx-distill collect --help  (or point --data at your own folder)"
     if not folder.is_dir():
-        raise InputError("no such folder; it needs a train.jsonl.", path=folder, hint=hint)
+        raise InputError("no such folder; it needs a train.jsonl.", path=folder, hint=MAKE_ONE)
     if not DataFolder(folder).split("train").is_file():
-        raise InputError("no such file.", path=DataFolder(folder).split("train"), hint=hint)
+        raise InputError("no such file.", path=DataFolder(folder).split("train"), hint=MAKE_ONE)
 
 
 def load_splits(folder: Path, tokenizer: Any, *, max_length: int, progress: Progress = SILENT) -> dict[str, TokenSplit]:

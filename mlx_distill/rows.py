@@ -22,6 +22,9 @@ from mlx_distill.errors import InputError
 from mlx_distill.layout import explain
 from mlx_distill.records import ChatRow, Message
 
+#: What to do where there is no data set.
+MAKE_ONE = "Make one:  mlx-distill collect --help  (or point --data at your own folder)"
+
 _LAYOUTS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 
 #: A content that no template and no chat has, to see where a template puts it.
@@ -103,8 +106,7 @@ def _lines(path: Path, digest: Digest | None) -> Iterator[tuple[int, str]]:
 def unreadable(error: OSError, path: Path) -> InputError:
     """What to say of a split that cannot be read."""
     if isinstance(error, FileNotFoundError):
-        hint = "Make one:  mlx-distill collect --help  (or point --data at your own folder)"
-        return InputError("no such file.", path=path, hint=hint)
+        return InputError("no such file.", path=path, hint=MAKE_ONE)
     return InputError(f"cannot be read: {error.strerror}.", path=path)
 
 

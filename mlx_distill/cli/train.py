@@ -32,6 +32,7 @@ def kept(config: TrainConfig) -> str:
     mlx-distill train --data data/mine --run adapters/mine
     mlx-distill train --data data/mine --model smollm2-135m --run adapters/small --layers 8 --epochs 2
     mlx-distill train --data data/mine --run adapters/mine --micro-batch-size 1     (less memory, same update)
+    mlx-distill train --data data/mine --run adapters/mine --epochs 20 --validate-every 50 --patience 4
     """,
     keeps=kept,
 )
@@ -39,7 +40,8 @@ def command(config: TrainConfig, progress: Progress) -> Summary:
     """Train a LoRA adapter on a data set.
 
     --data takes any folder in mlx-lm's layout: train.jsonl and, if there, valid.jsonl and test.jsonl, with rows of
-    {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter is in mlx-lm's format.
+    {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter, LoRA or DoRA, is in mlx-lm's
+    format.
     """
     from mlx_distill.training.run import train
 

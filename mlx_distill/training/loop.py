@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mlx_distill import layout
 from mlx_distill.backends.base import NO_TOKENS, StepStats, Student
@@ -174,10 +174,10 @@ class Loop:
         if not far_above(window.loss, lowest):
             return
         batches = self._micro_batches(rows)
-        now = self._loss_over(batches)
+        now = self._over(batches).loss
         state = self._student.state()
         self._student.load_adapter(self._folder.root)
-        kept = self._loss_over(batches)
+        kept = self._over(batches).loss
         self._student.restore(state)
         if far_above(now, kept):
             raise TrainingError(
@@ -186,9 +186,6 @@ class Loop:
                 f"{cursor.best_step}, which stands in {self._folder.root}.",
                 hint="Lower --learning-rate or --scale into a new --run.",
             )
-
-    def _loss_over(self, batches: Sequence[Batch]) -> float:
-        return sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS).loss
 
     def _validate_within_epoch(self, bar: Bar) -> None:
         """Validate where `validate_every` asks for it, but for an epoch's end, which validates anyway."""
@@ -235,7 +232,10 @@ class Loop:
         """Loss and accuracy over a whole split, every row once."""
         size = self._plan.micro_batch_size
         rows, lengths = self._splits[split].rows, self._splits[split].lengths
-        return sum((self._student.evaluate(b) for b in in_order(rows, size, lengths)), NO_TOKENS)
+        return self._over(in_order(rows, size, lengths))
+
+    def _over(self, batches: Iterable[Batch]) -> StepStats:
+        return sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS)
 
     def record_test(self, stats: StepStats) -> None:
         """Write the final test's row."""

@@ -104,14 +104,12 @@ class Block:
         )
         return out.reshape(hidden.shape), saved
 
-    def backward(
-        self, saved: Saved, gradient: mx.array, gradients: Gradients, *, input_needed: bool
-    ) -> mx.array | None:
-        """The gradient of what entered, or None if it is not needed.
+    def backward(self, saved: Saved, gradient: mx.array, gradients: Gradients, *, input_needed: bool) -> None:
+        """Turn the gradient of the output into that of what entered.
 
         Args:
             saved: Used up.
-            gradient: Of the output, (N, D); used up too.
+            gradient: Of the output, (N, D); becomes that of what entered where it is needed, and is used up where not.
             gradients: Those of the parameters are put here.
         """
         total = rows_of(gradient)
@@ -140,13 +138,12 @@ class Block:
             for part, arriving in ((self._q, to_raw_q), (self._k, to_raw_k), (self._v, to_raw_v)):
                 part.finish(normed, arriving, gradients)
             mx.eval(gradients)
-            return None
+            return
         arriving = self._q.backward(normed, to_raw_q, gradients)
         arriving = self._k.backward(normed, to_raw_k, gradients, onto=arriving)
         arriving = self._v.backward(normed, to_raw_v, gradients, onto=arriving)
         mx.eval(arriving, gradients)
         add_norm_gradient(self._norm, saved.entered, arriving, total)
-        return gradient
 
     def _rotated(self, rows: mx.array, batch: int, heads: int, norm: nn.Module | None) -> mx.array:
         """(N, H·d) → (B, H, T, d), normed where the layer does, and rotated by position."""
@@ -223,8 +220,8 @@ def _agrees(block: Block, layer: nn.Module, name: str) -> bool:
     mx.eval(expected, of_hidden, of_parameters)
     found, saved = block.forward(hidden)
     gradients: Gradients = {}
-    back = block.backward(saved, arriving.reshape(-1, width), gradients, input_needed=True)
-    assert back is not None
+    back = arriving.reshape(-1, width)
+    block.backward(saved, back, gradients, input_needed=True)
     pairs = [(found, expected), (back.reshape(hidden.shape), of_hidden)]
     pairs += [(gradients[f"{name}.{key}"], value) for key, value in zip(names, of_parameters, strict=True)]
     return len(gradients) == len(names) and all(_close(a, b) for a, b in pairs)

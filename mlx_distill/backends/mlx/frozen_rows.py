@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_distill.backends.mlx.trunk import Trunk
-from mlx_distill.batches import WIDTH_QUANTUM, Batch
+from mlx_distill.batches import Batch, padded_width
 
 
 class Store(Protocol):
@@ -142,7 +142,7 @@ class FrozenRows:
         if self._store is not None and (kept := self._store.get(key)) is not None:
             return kept
         length = len(tokens)
-        padded = np.pad(tokens, (0, -length % WIDTH_QUANTUM))
+        padded = np.pad(tokens, (0, padded_width(length) - length))
         hidden = mx.contiguous(self._trunk.below(mx.array(padded)[None])[0, :length])
         mx.eval(hidden)
         if self._store is not None and keep:

@@ -10,7 +10,7 @@ Each way is taken only where it gives what the whole model gives, which is found
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -79,7 +79,8 @@ class Passes:
         """Bytes that keeping the frozen layers' output takes for each token; 0 where nothing is kept."""
         if self._rows is None or self._trunk is None:
             return 0
-        return int(self._trunk.below(mx.zeros((1, 1), dtype=mx.int32)).nbytes)
+        # A layer gives what it takes: the type and width of an embedding, of which the size is known uncomputed.
+        return int(self._trunk.body.embed_tokens(mx.zeros((1, 1), dtype=mx.int32)).nbytes)
 
     def keep_rows(self, store: Store | None) -> None:
         """Keep what the frozen layers give in a store from now on."""
@@ -124,7 +125,7 @@ class Passes:
         return self._model(start) if self._body is None else self._body(start)
 
     def _loss(self, start: mx.array, places: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        with _twice_computed(self._model) if self.checkpointing else _as_they_are():
+        with _twice_computed(self._model) if self.checkpointing else nullcontext():
             top = self._ascend(start)
         top = top.reshape(-1, top.shape[-1])[places]
         return plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
@@ -135,11 +136,6 @@ def _targets(batch: Batch) -> tuple[mx.array, mx.array]:
     rows, columns = np.nonzero(batch.loss_mask)
     places = rows * batch.tokens.shape[1] + columns - 1
     return mx.array(places.astype(np.int32)), mx.array(batch.tokens[rows, columns])
-
-
-@contextmanager
-def _as_they_are() -> Iterator[None]:
-    yield
 
 
 @contextmanager
