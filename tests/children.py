@@ -27,6 +27,18 @@ def child(source: str, *arguments: Path) -> subprocess.Popen[str]:
     )
 
 
+def read_to_end(handle: int) -> bytes:
+    """All that is written to a terminal until its other end is closed; closes this one."""
+    out = b""
+    try:
+        while block := os.read(handle, 65536):
+            out += block
+    except OSError:  # the other end is closed
+        pass
+    os.close(handle)
+    return out
+
+
 def killed(source: str, *arguments: Path) -> None:
     """Run a source that kills itself by SIGKILL."""
     process = child(source, *arguments)

@@ -26,6 +26,7 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import tokenise_split
 from mlx_distill.errors import ModelError
 from mlx_distill.models.tokenizer import load_tokenizer
+from tests.backends.students import random_rows
 from tests.tiny import make_tiny_model, make_tokenizer
 from tests.training.runs import make_data, settings
 
@@ -148,13 +149,7 @@ def test_accuracy_and_loss_are_those_of_whole_logits(model: Path, rows: list[Tok
 
 def long_rows() -> list[TokenRow]:
     """Rows of 20 to 400 tokens: several blocks of any blocked attention, and much padding beside the shortest."""
-    generator = np.random.default_rng(4)
-    made = []
-    for length in (400, 129, 128, 20):
-        mask = generator.random(length) < 0.5
-        mask[0], mask[-1] = False, True
-        made.append(TokenRow(generator.integers(1, 380, length).astype(np.int32), mask))
-    return made
+    return random_rows((400, 129, 128, 20), seed=4, share=0.5)
 
 
 def test_the_gradient_is_that_of_mlx_lms_model(tmp_path: Path, model: Path) -> None:

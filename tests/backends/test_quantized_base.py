@@ -13,35 +13,23 @@ import numpy as np
 import pytest
 from mlx_lm.utils import dequantize_model, load, load_model, quantize_model, save_model
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from mlx_distill.backends.base import NO_TOKENS, State, StepStats
 from mlx_distill.backends.mlx.student import MlxStudent
-from mlx_distill.batches import TokenRow, in_order, make_batch
+from mlx_distill.batches import in_order, make_batch
 from mlx_distill.config import FuseConfig
 from mlx_distill.fuse import fuse
 from mlx_distill.layout import RunFolder, file_sha256
 from mlx_distill.training.run import train
+from tests.backends.students import random_rows, student
 from tests.tiny import make_tiny_model
 from tests.training.runs import AtStep, make_data, outcome, settings
 
 ADAPTERS = ("lora", "dora")
 
 
-def student(model: Path, **changes: Any) -> MlxStudent:
-    return MlxStudent(model, settings(Path("data"), model, Path("run"), **changes))
-
-
-def make_rows() -> list[TokenRow]:
-    generator = np.random.default_rng(2)
-    made = []
-    for length in (150, 33, 16, 7):
-        mask = generator.random(length) < 0.6
-        mask[0], mask[-1] = False, True
-        made.append(TokenRow(generator.integers(1, 380, length).astype(np.int32), mask))
-    return made
-
-
-ROWS = make_rows()
+ROWS = random_rows((150, 33, 16, 7), seed=2, share=0.6)
 WHOLE = make_batch(ROWS, range(4))
 
 
@@ -176,8 +164,28 @@ def test_the_fused_model_is_quantized_and_near(tmp_path: Path, base: Path, bits:
     assert isinstance(before, dict)
     assert isinstance(after, dict)
     assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
+    same = before["model.layers.3.mlp.up_proj.scales"].dtype
+    for name in ("model.layers.3.mlp.up_proj", "model.layers.2.self_attn.k_proj"):
+        codes, scales, biases = mx.quantize(mx.array(exact_sum(before, run, name)).astype(same), 32, bits)
+        # A value that float32 rounds the other way may tip a code, or a scale of half precision.
+        assert np.array(after[f"{name}.weight"] == codes).mean() > 0.98
+        for part, value in (("scales", scales), ("biases", biases)):
+            assert np.array(mx.isclose(after[f"{name}.{part}"], value, rtol=1e-5)).mean() > 0.98
     expected, far, near = (logits(base, run), logits(base), logits(run / "fused"))
     assert np.abs(near - expected).mean() < np.abs(far - expected).mean() / {4: 2, 8: 15}[bits]
+
+
+def exact_sum(base: dict[str, mx.array], run: Path, name: str) -> NDArray[np.float64]:
+    """What base and adapter make of a matrix, in float64."""
+    parts = [base[f"{name}.weight"], *(base[f"{name}.{part}"].astype(mx.float32) for part in ("scales", "biases"))]
+    # A group of 32 values of b bits fills b words of 32.
+    bits = parts[0].shape[1] // parts[1].shape[1]
+    weight = np.array(mx.dequantize(*parts, group_size=32, bits=bits)).astype(np.float64)
+    learned = {key: np.array(value).astype(np.float64) for key, value in load_file(RunFolder(run).adapter).items()}
+    weight += 2.0 * (learned[f"{name}.lora_a"] @ learned[f"{name}.lora_b"]).T
+    if f"{name}.m" in learned:
+        weight *= (learned[f"{name}.m"] / np.linalg.norm(weight, axis=1))[:, None]
+    return weight
 
 
 def logits(folder: Path, run: Path | None = None) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from mlx_distill.cli.main import main
 from mlx_distill.cli.train import kept
 from mlx_distill.config import TrainConfig
 from mlx_distill.training import run as training
-from tests.children import ROOT
+from tests.children import ROOT, read_to_end
 from tests.cli.test_command_line import HEAVY, modules_after
 from tests.run_folders import RECORD, row, write, write_metrics
 
@@ -181,13 +181,7 @@ def in_terminal(columns: int, *arguments: str | Path, **environment: str) -> str
         stderr=subprocess.PIPE,
     )
     os.close(theirs)
-    out = b""
-    try:
-        while block := os.read(ours, 65536):
-            out += block
-    except OSError:  # the other end is closed
-        pass
-    os.close(ours)
+    out = read_to_end(ours)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return out.decode().replace("\r\n", "\n")

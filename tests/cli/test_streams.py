@@ -8,8 +8,8 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from mlx_distill.cli.command import run_guarded
 from mlx_distill.cli.console import Summary, TerminalProgress
 from mlx_distill.cli.main import main
-from tests.children import ROOT
+from tests.children import ROOT, read_to_end
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -62,26 +62,16 @@ def test_json_is_one_object_whatever_is_printed(capfd: pytest.CaptureFixture[str
 
 def test_json_is_one_object_beside_live_bars(collection: list[str]) -> None:
     ours, theirs = pty.openpty()
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while block := os.read(ours, 65536):
-                seen.append(block)
-        except OSError:  # the other end is closed
-            pass
-
     process = start(*collection, "--json", stderr=theirs, env={"TERM": "xterm-256color"})
     os.close(theirs)
-    reader = threading.Thread(target=read)
-    reader.start()
-    out, _ = process.communicate(timeout=60)
-    reader.join(timeout=60)
-    os.close(ours)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_to_end, ours)
+        out, _ = process.communicate(timeout=60)
+        seen = reading.result(timeout=60)
     assert process.returncode == 0
     assert json.loads(out)["answered"] == 2
     assert out.count(b"\n") == 1
-    assert b"\x1b[" in b"".join(seen)
+    assert b"\x1b[" in seen
 
 
 def test_titles_and_notes_are_no_markup() -> None:
@@ -93,13 +83,7 @@ def test_titles_and_notes_are_no_markup() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
     process = subprocess.Popen([sys.executable, "-c", source], env=environment, stderr=theirs)
     os.close(theirs)
-    out = b""
-    try:
-        while block := os.read(ours, 65536):
-            out += block
-    except OSError:  # the other end is closed
-        pass
-    os.close(ours)
+    out = read_to_end(ours)
     assert process.wait(timeout=60) == 0
     assert b"Fusing [a]{b}" in out
     assert b"[/c]" in out

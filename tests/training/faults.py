@@ -45,6 +45,27 @@ class Writes:
             raise self._make()
 
 
+def cut_until_done(work: Callable[[], object], writes: Writes, allowed: Callable[[], int]) -> int:
+    """Begin work again after each power cut, until it is done.
+
+    Args:
+        allowed: How many writes succeed before the next cut.
+
+    Returns:
+        How many cuts there were.
+    """
+    cuts = 0
+    while True:
+        writes.fail_after(allowed())
+        try:
+            work()
+        except PowerCut:
+            cuts += 1
+        else:
+            writes.mend()
+            return cuts
+
+
 @contextmanager
 def watched_writes() -> Iterator[Writes]:
     """While open, every fsync, rename and new temporary file of this process is a durable write."""

@@ -46,13 +46,28 @@ def check(found: tuple[Cursor, State] | None, step: int) -> None:
     assert found[0] == cursor(step)
     assert found[1].arrays.keys() == state(step).arrays.keys()
     for name, value in state(step).arrays.items():
-        assert found[1].arrays[name].dtype == value.dtype
+        assert (found[1].arrays[name].dtype, found[1].arrays[name].shape) == (value.dtype, value.shape)
         np.testing.assert_array_equal(found[1].arrays[name], value)
 
 
 def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path) -> None:
     fill(tmp_path, [3])
     check(newest(tmp_path, Recorder()), 3)
+
+
+def test_a_value_in_another_memory_order_comes_back_as_it_is(tmp_path: Path) -> None:
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    save(tmp_path, cursor(1), State({"adapter.x": turned, "adapter.y": turned[::2]}), keep=1)
+    found = newest(tmp_path, Recorder())
+    assert found is not None
+    np.testing.assert_array_equal(found[1].arrays["adapter.x"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(found[1].arrays["adapter.y"], [[0, 3], [2, 5]])
+
+
+def test_a_checkpoint_of_a_version_that_knew_less_loads(tmp_path: Path) -> None:
+    """What was added to the cursor since has a default that goes on as if it had been there."""
+    old = {"epoch": 1, "batch": 2, "step": 6, "metric_rows": 9, "best_loss": 1.5, "best_step": 4}
+    assert Cursor.model_validate(old) == Cursor(**old, stale=0, validated_step=None, window=Sums(), lowest_loss=None)
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

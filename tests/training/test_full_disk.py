@@ -20,7 +20,7 @@ from mlx_distill.errors import ResourceError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.checkpoints import Cursor, newest, save
 from mlx_distill.training.run import train
-from tests.training.faults import Writes, full_disk, watched_writes
+from tests.training.faults import Writes, full_disk
 from tests.training.runs import Recorder, command, make_data, outcome, settings
 
 
@@ -41,12 +41,6 @@ def whole(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def in_folder(config: TrainConfig, run: Path) -> TrainConfig:
     return TrainConfig.model_validate({**config.model_dump(), "run": run})
-
-
-@pytest.fixture
-def writes() -> Iterator[Writes]:
-    with watched_writes() as watched:
-        yield watched
 
 
 @contextmanager

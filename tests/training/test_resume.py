@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.errors import FolderError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.run import train
-from tests.training.faults import PowerCut, Writes, watched_writes
+from tests.training.faults import PowerCut, Writes, cut_until_done
 from tests.training.runs import AtStep, Recorder, make_data, outcome, settings, start
 
 #: Interruptions of each kind, over processes that are started again until their run is finished.
@@ -113,12 +113,6 @@ def test_a_run_in_a_thread_goes_without_signals(base: TrainConfig, whole: tuple[
 # The power goes, in this process, at durable writes
 
 
-@pytest.fixture
-def writes() -> Iterator[Writes]:
-    with watched_writes() as watched:
-        yield watched
-
-
 def test_a_cut_at_every_third_write_is_made_good(base: TrainConfig, tmp_path: Path, writes: Writes) -> None:
     short = in_folder(base, tmp_path / "whole", epochs=1)
     writes.mend()
@@ -142,15 +136,7 @@ def test_cuts_one_after_another_are_made_good(
 ) -> None:
     generator = random.Random(5)
     config = in_folder(base, tmp_path / "run", checkpoint_every=1, keep_checkpoints=1)
-    cuts = 0
-    while True:
-        writes.fail_after(generator.randrange(2, 32))
-        try:
-            train(config)
-            break
-        except PowerCut:
-            cuts += 1
-    assert cuts >= 5
+    assert cut_until_done(lambda: train(config), writes, lambda: generator.randrange(2, 32)) >= 5
     assert outcome(config.run) == whole
 
 
