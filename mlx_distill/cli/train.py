@@ -71,7 +71,8 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
     }
     data["adapter"] = str(adapter)
     lines = [
-        f"Trained {record.trainable_parameters / 1e6:.1f}M parameters of {record.model.name}, {record.epochs} epochs."
+        f"Trained {record.trainable_parameters / 1e6:.1f}M parameters of {record.model.name}, "
+        f"{record.epochs} epoch{'s' * (record.epochs != 1)}."
     ]
     if record.valid_loss is not None and record.first_valid_loss is not None:
         lines.append(

@@ -151,7 +151,7 @@ class Loop:
             epoch=f"{self.cursor.epoch + 1}/{self._config.epochs}",
             loss=f"{stats.loss:.3f}",
             accuracy=f"{stats.token_accuracy:.1%}",
-            tokens_s=f"{stats.tokens / seconds:,.0f}",
+            **{"tokens/s": f"{stats.tokens / seconds:,.0f}"},
         )
 
     def _micro_batches(self, rows: Sequence[int]) -> list[Batch]:

@@ -1,9 +1,9 @@
 """What training will take of the memory, and how batches are computed so that it fits.
 
-A backend measures a few small batches. What a batch takes grows with its tokens and, where attention keeps its scores,
-with their square, so three measurements say what any batch takes. Of these ways the first that fits is taken: whole
-batches; fewer rows at once, down to one (the update is the same); the same with gradient checkpointing, which computes
-each trained layer twice. What is left over may hold what the frozen layers give.
+A backend measures a few small batches, none larger than the room there is. What a batch takes grows with its tokens
+and, where attention keeps its scores, with their square, so three measurements say what any batch takes. Of these ways
+the first that fits is taken: whole batches; fewer rows at once, down to one (the update is the same); the same with
+gradient checkpointing, which computes each trained layer twice. What is left over may hold what the frozen layers give.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def plan_memory(student: Student, config: TrainConfig, tokens: Tokens, folder: P
     memory = student.memory()
     limit = memory.available if config.memory_limit is None else size_in_bytes(config.memory_limit)
     room = int(limit * (1 - _SLACK)) - memory.held
+    if config.memory_limit is not None and (room <= 0 or student.peak_memory_bytes() > limit):
+        raise _no_room(config.memory_limit, max(memory.held, student.peak_memory_bytes()))
     wanted = min(config.micro_batch_size or config.batch_size, config.batch_size)
     least = 1 if config.micro_batch_size is None else wanted
     plan = None
     for checkpointing in _WAYS[config.gradient_checkpointing]:
-        growth = measure_growth(student, tokens.width, checkpointing=checkpointing)
+        growth = measure_growth(student, tokens.width, room, checkpointing=checkpointing)
         rows = max((n for n in range(least, wanted + 1) if growth.bytes(n, tokens.width) <= room), default=0)
         plan = _plan(memory, limit, growth, rows or least, tokens.width, checkpointing=checkpointing)
         if rows:
@@ -111,7 +113,7 @@ def describe(plan: MemoryPlan) -> str:
     ]
     rest = plan.peak_bytes - sum(size for size, _ in parts)
     terms = [f"{size / 1e9:.2f} {what}" for size, what in [*parts, (rest, "else")] if size > 5e6]
-    ways = [f"{plan.micro_batch_size} rows at once" if plan.micro_batch_size > 1 else "one row at a time"]
+    ways = [f"{_counted(plan.micro_batch_size)} at once"]
     ways += ["gradient checkpointing"] * plan.checkpointing
     if plan.prefix_cache == "disk":
         ways.append(f"{plan.prefix_bytes / 1e9:.2f} GB of kept rows on disk")
@@ -135,10 +137,23 @@ class Growth:
         return int(self.fixed + positions * (self.token + width * self.square))
 
 
-def measure_growth(student: Student, width: int, *, checkpointing: bool) -> Growth:
-    """Fit a backend's memory to three small batches: some rows, twice as many, and as many of twice the width."""
-    narrow = max(WIDTH_QUANTUM, min(width // 2, _HEAD_SATURATED) // WIDTH_QUANTUM * WIDTH_QUANTUM)
-    rows = -(-_HEAD_SATURATED // narrow)
+def measure_growth(student: Student, width: int, room: int, *, checkpointing: bool) -> Growth:
+    """Fit a backend's memory to three small batches: some rows, twice as many, and as many of twice the width.
+
+    Args:
+        student: Before its first step.
+        width: Of the widest batch: there is no need to measure what never comes.
+        room: Bytes that measuring may take. The very smallest batch is measured first, to know how many tokens fit.
+        checkpointing: The way to measure.
+    """
+    least = student.measure(_batch(1, WIDTH_QUANTUM), checkpointing=checkpointing)
+    # Twice the width takes up to four times the memory.
+    fitting = room * WIDTH_QUANTUM // (4 * max(least, 1))
+    narrow = max(WIDTH_QUANTUM, min(width // 2, _HEAD_SATURATED, fitting) // WIDTH_QUANTUM * WIDTH_QUANTUM)
+    rows = max(1, min(-(-_HEAD_SATURATED // narrow), fitting // narrow))
+    if 4 * least > room:
+        # Not even two such rows: each further token is taken to be as costly as these.
+        return Growth(0.0, least / WIDTH_QUANTUM, 0.0)
     shapes = [(rows, narrow), (2 * rows, narrow), (rows, 2 * narrow)]
     found = [student.measure(_batch(*shape), checkpointing=checkpointing) for shape in shapes]
     terms = np.array([[1, n * t, n * t * t] for n, t in shapes], dtype=np.float64)
@@ -189,11 +204,22 @@ def _prefix(
     return ("memory", min(total, room)) if room > 0 else (None, 0)
 
 
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
+
+
+def _no_room(limit: str, taken: int) -> ResourceError:
+    return ResourceError(
+        f"--memory-limit {limit} is not enough: {taken / 1e9:.2f} GB were in use when the model was loaded.",
+        hint="Raise it, or try a smaller or a 4-bit base model.",
+    )
+
+
 def _too_small(plan: MemoryPlan, config: TrainConfig, tokens: Tokens) -> ResourceError:
     hints = list(_advice(plan, config, tokens))
     return ResourceError(
-        f"--memory-limit {config.memory_limit} is not enough: {plan.micro_batch_size} row(s) of {tokens.longest} "
-        f"tokens take {plan.peak_bytes / 1e9:.2f} GB"
+        f"--memory-limit {config.memory_limit} is not enough: {_counted(plan.micro_batch_size)} of {tokens.longest} "
+        f"tokens take up to {plan.peak_bytes / 1e9:.2f} GB"
         + (", with gradient checkpointing" if plan.checkpointing else "")
         + f" ({plan.activation_bytes / 1e9:.2f} GB of it activations).",
         hint=f"Raise it, or try {', '.join(hints)}.",
