@@ -161,7 +161,10 @@ def plan_epoch(lengths: Sequence[int] | NDArray[np.int32], batch_size: int, *, s
 
 
 def in_order(
-    rows: Sequence[TokenRow], batch_size: int, lengths: Sequence[int] | NDArray[np.int32] | None = None
+    rows: Sequence[TokenRow],
+    batch_size: int,
+    lengths: Sequence[int] | NDArray[np.int32] | None = None,
+    chosen: range | None = None,
 ) -> Iterator[Batch]:
     """Every row once, longest first, for evaluation: the largest batch, and so the peak of memory, comes first.
 
@@ -169,8 +172,11 @@ def in_order(
         rows: Of a split.
         batch_size: Rows a batch; the last may have fewer.
         lengths: Tokens of each row, where they are known without reading it.
+        chosen: The rows to take, counted from the longest; all, if not given.
     """
     known = [len(row.tokens) for row in rows] if lengths is None else lengths
     order = np.argsort(-np.asarray(known, dtype=np.int64), kind="stable")
+    if chosen is not None:
+        order = order[chosen.start : chosen.stop : chosen.step]
     for at in range(0, len(order), batch_size):
         yield make_batch(rows, order[at : at + batch_size].tolist())

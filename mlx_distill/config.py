@@ -116,7 +116,12 @@ class TrainConfig(Settings):
     data: Path = Field(description="Folder with train.jsonl and, if you have them, valid.jsonl and test.jsonl.")
     model: str = Field(DEFAULT_STUDENT, description="Student: folder, Hub id, .gguf file, or smollm2-135m.")
     run: Path = Field(description="Folder of the run, such as adapters/NAME.")
-    backend: Literal["mlx"] = Field("mlx", description="What computes.")
+    backend: Literal["mlx", "torch"] = Field(
+        "mlx", description="What computes; torch is the reference, with transformers and peft."
+    )
+    device: Literal["auto", "mps", "cuda", "cpu"] = Field(
+        "auto", description="What the torch backend computes on; MLX takes its own default."
+    )
     epochs: int = Field(3, gt=0, description="Passes over the training rows.")
     batch_size: int = Field(4, gt=0, description="Rows an optimizer step learns from.")
     micro_batch_size: int | None = Field(
@@ -185,6 +190,33 @@ class RunsConfig(Settings):
     sort: Literal["created", "loss", "accuracy", "time"] = Field(
         "created", description="What comes first: the newest, the lowest loss, the best accuracy, the shortest time."
     )
+
+
+class BenchConfig(Settings):
+    """Time the backends against each other on the same batches."""
+
+    model: str = Field(DEFAULT_STUDENT, description="Student: folder, Hub id, .gguf file, or smollm2-135m.")
+    backends: str = Field("mlx,torch", description="What to time, separated by commas; ratios are the first's.")
+    data: Path | None = Field(None, description="Folder with train.jsonl.  [default: the starter answers]")
+    preset: Literal["original"] | None = Field(
+        None, description="original: 104 rows, five epochs, all of them, once: the workload this project began with."
+    )
+    peers: bool = Field(False, description="Also time mlx_lm.lora and TRL's SFTTrainer, where they are installed.")
+    quick: bool = Field(False, description="A few short rows, two epochs, two turns: under two minutes on two cores.")
+    rows: int = Field(32, gt=0, description="Rows to train on.")
+    epochs: int = Field(2, gt=0, description="Passes over them; the first one is told apart.")
+    repeats: int = Field(3, gt=0, description="Turns of each backend, one after the other.")
+    batch_size: int = Field(4, gt=0, description="Rows an optimizer step learns from.")
+    rank: int = Field(8, gt=0, description="Rank of the LoRA matrices.")
+    layers: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+        16, description="Transformer layers that get an adapter, counted from the last; or all."
+    )
+    max_length: int = Field(2048, gt=1, description="Rows longer than this many tokens are left out.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Type of the frozen weights.")
+    device: Literal["auto", "mps", "cuda", "cpu"] = Field("auto", description="What the torch backend computes on.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the adapter's start and the order of rows.")
+    out: Path = Field(Path("visuals/bench"), description="Folder of the results.")
+    timeout: float = Field(3600, gt=0, description="Seconds after which one process is taken to hang.")
 
 
 class FuseConfig(Settings):

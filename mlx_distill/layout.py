@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,6 +92,17 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+
+@dataclass(frozen=True)
+class BenchFolder:
+    """`visuals/bench/`: how fast the backends are."""
+
+    root: Path
+
+    def file(self, kind: Literal["json", "md", "html", "png"]) -> Path:
+        """The record, the text for an issue, the page or the chart."""
+        return self.root / f"bench.{kind}"
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class RunRecord(Record):
         identity: Hash of all that decides the result. A folder whose identity differs holds another run.
         status: "running" until the last step is taken and the best adapter is written.
         config: The training configuration as used.
+        processes: That shared each batch.
         epochs: Whole ones done.
         stopped_early: Whether it ended before its last step, as the validation loss no longer fell.
         best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
@@ -99,6 +100,7 @@ class RunRecord(Record):
     config: dict[str, Any]
     splits: dict[str, SplitSummary]
     trainable_parameters: int
+    processes: int = 1
     manifest: Manifest | None = None
     plan: MemoryPlan | None = None
     epochs: int = 0

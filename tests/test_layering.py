@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("teachers",),
     ("asking", "budget", "committing", "quality"),
     ("collect", "training", "fuse", "compare", "judges", "report", "doctor"),
-    ("pipeline",),
+    ("pipeline", "bench"),
     ("cli", "__main__"),
 )
 
@@ -45,17 +45,21 @@ EVERYWHERE = ("",)
 
 #: Package → the only modules that import it.
 OUTSIDERS: dict[str, tuple[str, ...]] = {
-    "mlx": ("backends.mlx",),
-    "mlx_lm": ("backends.mlx",),
+    "mlx": ("backends.mlx", "bench.peers"),
+    "mlx_lm": ("backends.mlx", "bench.peers"),
     "torch": ("backends.torch",),
+    "trl": ("bench.peers",),
+    "datasets": ("bench.peers",),
+    "yaml": ("bench.peers",),
     "anthropic": ("teachers.anthropic", "teachers.anthropic_batch"),
     "openai": ("teachers.openai",),
     "matplotlib": ("report.charts",),
     "gguf": ("models",),
     "tokenizers": ("models",),
-    "transformers": ("models",),
+    "transformers": ("models", "backends.torch", "bench.peers"),
+    "peft": ("backends.torch", "bench.peers"),
     "huggingface_hub": ("models.hub", "doctor"),
-    "safetensors": ("models", "training.checkpoints", "backends"),
+    "safetensors": ("models", "training.checkpoints", "backends", "bench.worker"),
     "httpx2": ("models.hub", "doctor", "teachers"),
     "jinja2": ("rows", "report.page", "backends.mlx.generation"),
     "pygments": ("report.prose",),
@@ -81,6 +85,7 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
         "training",
         "quality",
         "report.charts",
+        "bench",
     ),
 }
 
@@ -90,12 +95,14 @@ BROUGHT_BY = {
     "markupsafe": "jinja2",
     "pydantic_core": "pydantic",
     "packaging": "transformers",
+    "yaml": "transformers",
+    "datasets": "trl",
 }
 
 #: Imported by no module while it is itself imported, only inside functions: each costs 50 ms or more.
 HEAVY = (
-    *("mlx", "mlx_lm", "torch", "matplotlib", "transformers", "huggingface_hub", "gguf", "rich"),
-    *("tensorboardX", "trackio", "wandb"),
+    *("mlx", "mlx_lm", "torch", "peft", "matplotlib", "transformers", "huggingface_hub", "gguf", "rich"),
+    *("tensorboardX", "trackio", "wandb", "trl", "datasets"),
 )
 #: Where even that is allowed, as nothing imports these modules but functions that need them.
 HEAVY_AT_HOME = ("backends.mlx", "backends.torch", "report.charts")
@@ -291,7 +298,7 @@ def test_a_module_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["prompts", "collect.run", "training.run", "fuse", "compare", "judges.run", "report.run", "pipeline"],
+    ["prompts", "collect.run", "training.run", "fuse", "compare", "judges.run", "report.run", "pipeline", "bench.run"],
 )
 def test_a_step_says_what_it_reads_and_writes(name: str) -> None:
     text = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""

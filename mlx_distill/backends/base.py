@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class State:
     """All that exact resume needs of a backend.
 
     Attributes:
-        arrays: Adapter (`adapter.*`), optimizer (`optimizer.*`) and random state (`random.*`), by name.
+        arrays: Adapter (`adapter.*`), optimizer (`optimizer.*`) and random state (`random.RANK`), by name.
     """
 
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -80,6 +81,45 @@ class Memory:
     optimizer: int
     held: int
     available: int
+
+
+class Peers(Protocol):
+    """The processes that train one adapter together, each on its share of every batch.
+
+    Attributes:
+        rank: Of this process, 0 to size - 1. Rank 0 alone writes the run.
+        size: How many there are.
+    """
+
+    rank: int
+    size: int
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """What each process gives, by rank, in every process. All must call it, and they wait for each other."""
+        ...
+
+
+class Alone:
+    """Implements `Peers` where there is one process."""
+
+    rank = 0
+    size = 1
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """See `Peers.gather`."""
+        return [content]
+
+
+ALONE = Alone()
+
+
+def total(peers: Peers, stats: StepStats) -> StepStats:
+    """Sums over all processes, each in float64 and in the order of ranks: the same to the bit in every one."""
+    if peers.size == 1:
+        return stats
+    form = "<d3q"
+    shares = peers.gather(struct.pack(form, stats.loss_sum, stats.correct, stats.target_tokens, stats.tokens))
+    return sum((StepStats(*struct.unpack(form, share)) for share in shares), NO_TOKENS)
 
 
 class Student(Protocol):
@@ -106,15 +146,26 @@ class Student(Protocol):
         ...
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
-        """One optimizer step on the mean loss over all target tokens of all micro-batches."""
+        """One optimizer step on the mean loss over all target tokens of all micro-batches.
+
+        Args:
+            micro_batches: This process's share of a batch; it may be empty, where there are more processes than rows.
+            learning_rate: Of this step.
+
+        Returns:
+            The sums over all processes.
+        """
         ...
 
     def evaluate(self, batch: Batch) -> StepStats:
-        """The loss without dropout and without learning. Rows seen here are seen again: at the next evaluation."""
+        """The loss without dropout and without learning, in this process alone.
+
+        Rows seen here are seen again: at the next evaluation.
+        """
         ...
 
     def state(self) -> State:
-        """A copy of the adapter, optimizer and random state."""
+        """A copy of the adapter, optimizer and random states of all processes, each of which must call this."""
         ...
 
     def restore(self, state: State) -> None:

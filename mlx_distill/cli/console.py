@@ -26,14 +26,18 @@ class Summary:
         lines: The same for a person: short, in plain sentences or aligned rows; or what makes them for the columns of
             the terminal, None where there is none. Styles are left out where they would not be seen.
         failed: Whether the command must exit 1 although nothing was raised.
+        silent: Whether another process prints it.
     """
 
     data: dict[str, Any]
     lines: Sequence[str] | Callable[[int | None], Sequence[str]] = field(default_factory=tuple)
     failed: bool = False
+    silent: bool = False
 
     def print(self, *, as_json: bool) -> None:
         """Write to standard output."""
+        if self.silent:
+            return
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Paths may hold bytes that are no text, and terminals may lack characters: shown as escapes, not refused.
             sys.stdout.reconfigure(errors="backslashreplace")

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "compare": "Let teacher, base and distilled student answer held-out prompts.",
     "judge": "Score the answers of a comparison.",
     "report": "Draw the charts and write the report of a comparison.",
+    "bench": "Time MLX against PyTorch on the same batches.",
     "doctor": "Show what this machine has, and how to get what it lacks.",
 }
 

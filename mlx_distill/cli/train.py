@@ -9,8 +9,8 @@ from mlx_distill import layout
 from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import TrainConfig
-from mlx_distill.errors import InputError
-from mlx_distill.progress import Progress
+from mlx_distill.errors import InputError, MlxDistillError
+from mlx_distill.progress import SILENT, Progress
 from mlx_distill.run_records import RunRecord
 
 
@@ -42,10 +42,23 @@ def command(config: TrainConfig, progress: Progress) -> Summary:
     --data takes any folder in mlx-lm's layout: train.jsonl and, if there, valid.jsonl and test.jsonl, with rows of
     {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter, LoRA or DoRA, is in mlx-lm's
     format.
+
+    Under mlx.launch several machines train together, each on its share of every batch; see the README.
     """
+    from mlx_distill.training.launch import joined
     from mlx_distill.training.run import train
 
-    return summarise(config, train(config, progress))
+    first = True
+    try:
+        with joined() as peers:
+            first = peers.rank == 0
+            record = train(config, progress if first else SILENT, peers)
+            return summarise(config, record) if first else Summary({}, silent=True)
+    except (MlxDistillError, KeyboardInterrupt):
+        if first:
+            raise
+        # Rank 0 has been told, and says it.
+        return Summary({}, failed=True, silent=True)
 
 
 def summarise(config: TrainConfig, record: RunRecord) -> Summary:

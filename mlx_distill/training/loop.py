@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from mlx_distill import layout
-from mlx_distill.backends.base import NO_TOKENS, StepStats, Student
+from mlx_distill.backends.base import ALONE, NO_TOKENS, Peers, StepStats, Student, total
 from mlx_distill.batches import Batch, in_order, make_batch, padded_width, plan_epoch
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
@@ -25,6 +25,7 @@ from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.interrupts import Interrupts, deferred
 from mlx_distill.training.planning import rows_at_once
 from mlx_distill.training.schedule import learning_rate
+from mlx_distill.training.together import any_of
 
 
 class Loop:
@@ -39,6 +40,7 @@ class Loop:
         progress: Who watches.
         observe: Takes each row of the metrics once it is written; those of earlier processes, of a run that goes on,
             come first.
+        peers: The processes that each run this loop, on their share of every batch.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Loop:
         plan: MemoryPlan,
         progress: Progress,
         observe: Callable[[MetricRow], None] = lambda row: None,
+        peers: Peers = ALONE,
     ) -> None:
         self._student = student
         self._splits = splits
@@ -58,6 +61,7 @@ class Loop:
         self._plan = plan
         self._progress = progress
         self._observe = observe
+        self._peers = peers
         self._train = splits["train"]
         self.steps_per_epoch = -(-len(self._train.rows) // config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
@@ -111,7 +115,7 @@ class Loop:
         self._validate_within_epoch(bar)
         while self.cursor.batch < len(plan) and not self.stopped_early:
             self._step(plan[self.cursor.batch], bar)
-            if interrupts.asked:
+            if any_of(self._peers, interrupts.asked):
                 self._save()
                 raise KeyboardInterrupt
             self._validate_within_epoch(bar)
@@ -126,7 +130,7 @@ class Loop:
         if whole:
             self._validate(bar)
         self._save()
-        if interrupts.asked:
+        if any_of(self._peers, interrupts.asked):
             raise KeyboardInterrupt
 
     def _step(self, rows: Sequence[int], bar: Bar) -> None:
@@ -151,10 +155,15 @@ class Loop:
             epoch=f"{self.cursor.epoch + 1}/{self._config.epochs}",
             loss=f"{stats.loss:.3f}",
             accuracy=f"{stats.token_accuracy:.1%}",
+            memory=f"{self._student.peak_memory_bytes() / 1e9:.1f} GB",
             **{"tokens/s": f"{stats.tokens / seconds:,.0f}"},
         )
 
-    def _micro_batches(self, rows: Sequence[int]) -> list[Batch]:
+    def _micro_batches(self, batch: Sequence[int]) -> list[Batch]:
+        """This process's share of a batch, as it is computed."""
+        rows = batch[self._peers.rank :: self._peers.size]
+        if not len(rows):
+            return []
         width = padded_width(int(self._train.lengths[rows].max()))
         size = rows_at_once(self._plan, len(rows), width)
         return [make_batch(self._train.rows, rows[at : at + size]) for at in range(0, len(rows), size)]
@@ -230,12 +239,12 @@ class Loop:
 
     def evaluate(self, split: Split) -> StepStats:
         """Loss and accuracy over a whole split, every row once."""
-        size = self._plan.micro_batch_size
-        rows, lengths = self._splits[split].rows, self._splits[split].lengths
-        return self._over(in_order(rows, size, lengths))
+        found = self._splits[split]
+        share = range(self._peers.rank, len(found.rows), self._peers.size)
+        return self._over(in_order(found.rows, self._plan.micro_batch_size, found.lengths, share))
 
     def _over(self, batches: Iterable[Batch]) -> StepStats:
-        return sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS)
+        return total(self._peers, sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS))
 
     def record_test(self, stats: StepStats) -> None:
         """Write the final test's row."""
@@ -243,9 +252,11 @@ class Loop:
 
     def _save(self) -> None:
         self._move(seconds=time.perf_counter() - self._started)
-        checkpoints.save(
-            self._folder.checkpoints, self.cursor, self._student.state(), keep=self._config.keep_checkpoints
-        )
+        state = self._student.state()
+        if self._peers.rank == 0:
+            checkpoints.save(self._folder.checkpoints, self.cursor, state, keep=self._config.keep_checkpoints)
+        # Nobody goes on, or ends, before it is there.
+        any_of(self._peers, False)
 
     def _move(self, **changes: object) -> None:
         self.cursor = self.cursor.model_copy(update=changes)

@@ -53,7 +53,9 @@ class Tokens:
         return padded_width(self.longest)
 
 
-def plan_memory(student: Student, config: TrainConfig, tokens: Tokens, folder: Path) -> MemoryPlan:
+def plan_memory(
+    student: Student, config: TrainConfig, tokens: Tokens, folder: Path, *, processes: int = 1
+) -> MemoryPlan:
     """Measure, and choose.
 
     Args:
@@ -61,6 +63,7 @@ def plan_memory(student: Student, config: TrainConfig, tokens: Tokens, folder: P
         config: Of the run.
         tokens: Of the data.
         folder: Where kept rows may be written.
+        processes: That share each batch.
 
     Raises:
         ResourceError: Not even one row at a time fits into `memory_limit`.
@@ -70,7 +73,8 @@ def plan_memory(student: Student, config: TrainConfig, tokens: Tokens, folder: P
     room = int(limit * (1 - _SLACK)) - memory.held
     if config.memory_limit is not None and (room <= 0 or student.peak_memory_bytes() > limit):
         raise _no_room(config.memory_limit, max(memory.held, student.peak_memory_bytes()))
-    wanted = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    share = -(-config.batch_size // processes)
+    wanted = min(config.micro_batch_size or share, share)
     least = 1 if config.micro_batch_size is None else wanted
     plan = None
     for checkpointing in _WAYS[config.gradient_checkpointing]:

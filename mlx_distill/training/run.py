@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mlx_distill import __version__, layout
-from mlx_distill.backends.base import Student
+from mlx_distill.backends.base import ALONE, Peers, Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
-from mlx_distill.errors import ConfigError, OccupiedError
+from mlx_distill.errors import ConfigError, DependencyError, OccupiedError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
@@ -23,20 +24,29 @@ from mlx_distill.records import Manifest, ModelRecord, content_hash
 from mlx_distill.run_records import MemoryPlan, RunRecord
 from mlx_distill.training.loop import Loop
 from mlx_distill.training.planning import Tokens, describe, plan_memory
+from mlx_distill.training.together import common_plan, from_first, require_one_run, share_run, with_own_cache
 from mlx_distill.training.trackers import open_trackers, tracker_names
-from mlx_distill.training.tracking import Trackers
 
 #: Raised when a change makes the same configuration give other numbers.
 CODE_FORMAT = 2
 
-#: Settings that do not decide the result.
-_INDIFFERENT = {"run", "data", "checkpoint_every", "keep_checkpoints", "report_to", "memory_limit", "prefix_cache"}
+#: Settings that do not decide the result. Backends differ in rounding alone: what one began, another may go on with.
+_INDIFFERENT = {
+    *("run", "data", "checkpoint_every", "keep_checkpoints", "report_to", "memory_limit", "prefix_cache"),
+    *("backend", "device"),
+}
 
-MakeStudent = Callable[[Path, TrainConfig], Student]
+MakeStudent = Callable[[Path, TrainConfig, Peers], Student]
 
 
-def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
+def train(config: TrainConfig, progress: Progress = SILENT, peers: Peers = ALONE) -> RunRecord:
     """Train an adapter, or go on with a run that was interrupted.
+
+    Args:
+        config: Of the run.
+        progress: Who watches.
+        peers: The processes that train together. All call this with the same configuration; rank 0 writes the run, and
+            the others a temporary folder.
 
     Returns:
         The record of the finished run. A run that was finished before is returned as it is.
@@ -53,48 +63,70 @@ def train(config: TrainConfig, progress: Progress = SILENT) -> RunRecord:
     valid = layout.DataFolder(config.data).split("valid")
     _require_validation(config, valid.is_file() and valid.stat().st_size > 0)
     tracker_names(config.report_to)
-    folder = layout.RunFolder(config.run)
+    if peers.rank == 0:
+        return _train_in(layout.RunFolder(config.run), config, progress, peers)
+    with TemporaryDirectory(prefix="mlx-distill-rank-") as name:
+        silent = config.model_copy(update={"report_to": None})
+        return _train_in(layout.RunFolder(Path(name)), silent, progress, peers)
+
+
+def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress, peers: Peers) -> RunRecord:
     with layout.lock(folder.root), ExitStack() as stack:
         layout.sweep(folder.root)
         layout.sweep(folder.checkpoints)
+        make_student = student_maker(config)
         model = resolve(config.model, progress=progress)
         tokenizer = load_tokenizer(Path(model.path))
         require_chat_template(tokenizer, config.model)
         splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
         _require_validation(config, "valid" in splits)
         record = _new_record(config, model, splits)
-        earlier = _earlier_run(folder, record)
-        if earlier is not None and earlier.status == "finished" and folder.adapter.exists():
+        require_one_run(peers, record)
+        earlier = _common(peers, _earlier_run(folder, record))
+        if earlier is not None and earlier.status == "finished":
             progress.say(f"{folder.root} is finished already; nothing to do.")
             return earlier
         trackers = stack.enter_context(open_trackers(config, folder, earlier or record, progress))
         with progress.task(f"Loading {model.name}"):
-            student = _backend(config.backend)(Path(model.path), config)
+            student = make_student(Path(model.path), config, peers)
         record = record.model_copy(
-            update={"device": student.device, "trainable_parameters": student.trainable_parameters}
+            update={
+                "device": student.device,
+                "trainable_parameters": student.trainable_parameters,
+                "processes": peers.size,
+            }
         )
-        plan = _plan(student, splits, config, folder, earlier)
-        progress.say(f"{student.device}: {student.ways}.")
+        share_run(peers, folder)
+        plan = _plan(student, splits, config, folder, earlier, peers)
+        together = f"{peers.size} processes, this one on " if peers.size > 1 else ""
+        progress.say(f"{together}{student.device}: {student.ways}.")
         progress.say(describe(plan))
         record = record.model_copy(update={"plan": plan})
-        if earlier is None:
-            layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
-        else:
+        if earlier is not None and earlier.processes != peers.size:
+            progress.say(
+                f"Begun by {earlier.processes} process(es), goes on with {peers.size}: the same but for rounding."
+            )
+        if earlier is not None:
             record = record.model_copy(update={"created": earlier.created})
-        return _train(student, splits, config, folder, record, plan, progress, trackers)
+        layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
+        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers)
+        return _train(loop, student, splits, folder, record, progress)
+
+
+def _common(peers: Peers, earlier: RunRecord | None) -> RunRecord | None:
+    """What rank 0 found of the run in its folder, for all."""
+    found = from_first(peers, earlier.model_dump_json().encode() if earlier else b"")
+    return RunRecord.model_validate_json(found) if found else None
 
 
 def _train(
+    loop: Loop,
     student: Student,
     splits: dict[str, TokenSplit],
-    config: TrainConfig,
     folder: layout.RunFolder,
     record: RunRecord,
-    plan: MemoryPlan,
     progress: Progress,
-    trackers: Trackers,
 ) -> RunRecord:
-    loop = Loop(student, splits, config, folder, plan, progress, trackers.observe)
     if loop.resume():
         progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
@@ -137,16 +169,20 @@ def _plan(
     config: TrainConfig,
     folder: layout.RunFolder,
     earlier: RunRecord | None,
+    peers: Peers,
 ) -> MemoryPlan:
     """The memory plan, put into effect. A run that goes on keeps its own, so that it takes the very same steps."""
-    plan = earlier.plan if earlier is not None and earlier.config.get("memory_limit") == config.memory_limit else None
-    if plan is None:
+    now = (config.backend, config.memory_limit, peers.size)
+    same = earlier is not None and (earlier.backend, earlier.config.get("memory_limit"), earlier.processes) == now
+    plan = kept = earlier.plan if earlier is not None and same else None
+    if plan is None or peers.size > 1:
         tokens = Tokens(
             longest=max(int(split.lengths.max()) for split in splits.values()),
             trained=int(splits["train"].lengths.sum()),
             evaluated=sum(int(split.lengths.sum()) for name, split in splits.items() if name == "valid"),
         )
-        plan = plan_memory(student, config, tokens, folder.root)
+        mine = plan_memory(student, config, tokens, folder.root, processes=peers.size)
+        plan = common_plan(peers, mine) if kept is None else with_own_cache(kept, mine)
     student.adopt(plan, folder.root)
     return plan
 
@@ -161,11 +197,33 @@ def _require_validation(config: TrainConfig, given: bool) -> None:
         )
 
 
-def _backend(name: str) -> MakeStudent:
-    assert name == "mlx"
+def student_maker(config: TrainConfig) -> MakeStudent:
+    """The backend that a configuration names.
+
+    Raises:
+        ConfigError: It does not go with the configuration's device.
+    """
+    if config.backend == "torch":
+        return _torch_student
+    if config.device != "auto":
+        raise ConfigError(
+            f"device = {config.device}: the MLX backend computes on MLX's own default.",
+            hint="Leave --device out, or choose --backend torch.",
+        )
+    from mlx_distill.backends.mlx.group import Group
     from mlx_distill.backends.mlx.student import MlxStudent
 
-    return MlxStudent
+    return lambda folder, config, peers: MlxStudent(folder, config, peers if isinstance(peers, Group) else None)
+
+
+def _torch_student(folder: Path, config: TrainConfig, peers: Peers) -> Student:
+    if peers.size > 1:
+        raise ConfigError("The torch backend trains in one process.", hint="Leave mlx.launch out, or --backend torch.")
+    try:
+        from mlx_distill.backends.torch.student import TorchStudent
+    except ImportError as error:
+        raise DependencyError(error.name or "torch", extra="torch") from error
+    return TorchStudent(folder, config)
 
 
 def _new_record(config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit]) -> RunRecord:
@@ -206,7 +264,7 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
         return None
     earlier = layout.read_record(folder.record, RunRecord)
     if earlier.identity == record.identity:
-        return earlier
+        return earlier if folder.adapter.exists() else earlier.model_copy(update={"status": "running"})
     changed = [
         f"{key} {earlier.config.get(key)} → {value}"
         for key, value in record.config.items()

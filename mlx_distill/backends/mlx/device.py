@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_distill.backends.memory import MEMORY_SHARE, machine_bytes, resident_bytes, resident_peak_bytes
 from mlx_distill.backends.mlx import allocator, blas
 from mlx_distill.errors import ResourceError
 
 #: Share of the GPU's recommended working set that MLX may keep wired, so that weights are not paged out.
 _WIRED_SHARE = 0.9
-
-#: Share of a machine's memory that training may take where nothing recommends another.
-_MEMORY_SHARE = 0.75
 
 
 def on_gpu() -> bool:
@@ -48,26 +42,21 @@ def peak_memory_bytes() -> int:
     """Most memory held at once: MLX's own count on a GPU, the process's resident set on a CPU."""
     if on_gpu():
         return int(mx.get_peak_memory())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resident_peak_bytes()
 
 
 def held_memory_bytes() -> int:
     """What is held now: MLX's arrays on a GPU, the process's resident set on a CPU."""
     if on_gpu():
         return int(mx.get_active_memory())
-    if sys.platform != "linux":
-        # A Mac whose default device was set to the CPU: the peak is all that it tells.
-        return peak_memory_bytes()
     allocator.give_back_freed_memory()
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes()
 
 
 def available_memory_bytes() -> int:
     """What training may take where nobody says: what Metal recommends, or most of the machine's memory."""
     recommended = int(mx.device_info().get("max_recommended_working_set_size", 0)) if mx.metal.is_available() else 0
-    return recommended or int(total_memory_bytes() * _MEMORY_SHARE)
+    return recommended or int(total_memory_bytes() * MEMORY_SHARE)
 
 
 def limit_memory(size: int) -> None:
@@ -98,7 +87,7 @@ def total_memory_bytes() -> int:
     """Memory that MLX's default device can use: the machine's, which on a Mac the GPU shares."""
     if on_gpu() and not mx.metal.is_available():
         return int(mx.device_info()["memory_size"])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine_bytes()
 
 
 def measure_matmul(size: int = 1024, *, seconds: float = 0.5) -> float:

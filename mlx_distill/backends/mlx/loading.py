@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
-from numpy.typing import NDArray
 
+from mlx_distill.backends.adapters import (
+    choose_targets,
+    initial_adapter,
+    lora_parameters,
+    num_adapter_layers,
+    require_rank,
+)
 from mlx_distill.backends.mlx.device import on_gpu
 from mlx_distill.config import TrainConfig
 from mlx_distill.errors import ConfigError, ModelError
@@ -82,12 +84,12 @@ def attach_adapter(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
         ConfigError: More layers are asked for than the model has, a target is no matrix of theirs, the rank exceeds a
             matrix, or DoRA is asked for where there is none.
     """
-    layers = num_adapter_layers(model, config)
+    layers = num_adapter_layers(len(model.layers), config)
     matrices = _matrices(model, layers)
-    keys = _choose(matrices, config)
+    keys = choose_targets(matrices, config)
     chosen = matrices if keys is None else {key: matrices[key] for key in keys}
     _check_kind(chosen, config)
-    _check_rank(chosen, config)
+    require_rank({name: min(map(_full_rank, modules)) for name, modules in chosen.items()}, config)
     parameters = lora_parameters(config, keys)
     linear_to_lora_layers(model, layers, parameters, use_dora=config.adapter == "dora")
     fresh = initial_adapter(adapter_shapes(model), seed=config.seed)
@@ -95,56 +97,10 @@ def attach_adapter(model: nn.Module, config: TrainConfig) -> dict[str, Any]:
     return {"fine_tune_type": config.adapter, "num_layers": layers, "lora_parameters": parameters}
 
 
-def num_adapter_layers(model: nn.Module, config: TrainConfig) -> int:
-    """How many layers, counted from the last, carry an adapter."""
-    available = len(model.layers)
-    if config.layers == "all":
-        return available
-    if not 0 < config.layers <= available:
-        raise ConfigError(
-            f"layers = {config.layers}: {config.model} has {available} layers.",
-            hint=f"Choose 1 to {available}, or all.",
-        )
-    return config.layers
-
-
-def lora_parameters(config: TrainConfig, keys: Collection[str] | None = None) -> dict[str, Any]:
-    """The `lora_parameters` of mlx-lm's `adapter_config.json`.
-
-    mlx-lm knows no rank-stabilised LoRA (Kalajdzievski, 2023, arXiv:2312.03732) and need not: it is a larger scale.
-
-    Args:
-        keys: The matrices of a layer that are adapted; None for all.
-    """
-    scale = config.scale * math.sqrt(config.rank) if config.rslora else config.scale
-    parameters = {"rank": config.rank, "scale": scale, "dropout": config.dropout}
-    return parameters if keys is None else {**parameters, "keys": list(keys)}
-
-
 def adapter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name and shape of every adapter parameter of a model, by name."""
     flat = tree_flatten(model.trainable_parameters())
     return {name: tuple(value.shape) for name, value in sorted(flat)}
-
-
-def initial_adapter(shapes: dict[str, tuple[int, ...]], *, seed: int) -> dict[str, NDArray[np.float32]]:
-    """The factors that training starts from; a magnitude follows from the base's weights, and is not among them.
-
-    Args:
-        shapes: `lora_a` is (in, rank), and (experts, rank, in) for experts; `lora_b` is (rank, out).
-        seed: Of the run.
-    """
-    generator = np.random.default_rng(seed)
-    values: dict[str, NDArray[np.float32]] = {}
-    for name, shape in sorted(shapes.items()):
-        # A matrix that is several in one has its factors numbered: lora_a.0, lora_a.1.
-        leaf = next(part for part in reversed(name.split(".")) if not part.isdigit())
-        if leaf == "lora_a":
-            bound = 1.0 / np.sqrt(shape[0] if len(shape) == 2 else shape[-1])
-            values[name] = generator.uniform(-bound, bound, size=shape).astype(np.float32)
-        elif leaf == "lora_b":
-            values[name] = np.zeros(shape, dtype=np.float32)
-    return values
 
 
 def _matrices(model: nn.Module, layers: int) -> dict[str, list[nn.Module]]:
@@ -155,25 +111,6 @@ def _matrices(model: nn.Module, layers: int) -> dict[str, list[nn.Module]]:
             if isinstance(module, _MATRICES) or hasattr(module, "to_lora"):
                 found.setdefault(name, []).append(module)
     return dict(sorted(found.items()))
-
-
-def _choose(names: Collection[str], config: TrainConfig) -> list[str] | None:
-    """The names that the targets mean, each by its end: q_proj is self_attn.q_proj. None for all."""
-    targets = [part.strip() for part in config.targets.split(",")]
-    if targets == ["all"]:
-        return None
-    chosen: set[str] = set()
-    for target in targets:
-        meant = {name for name in names if f".{name}".endswith(f".{target}")} if target else set()
-        if not meant:
-            near = difflib.get_close_matches(target, {*names, *(name.rpartition(".")[2] for name in names)}, n=1)
-            raise ConfigError(
-                f"targets = {config.targets!r}: the adapted layers of {config.model} have no matrix {target!r}"
-                + (f" (did you mean {near[0]}?)." if near else "."),
-                hint=f"Choose from {', '.join(names)}; or all.",
-            )
-        chosen |= meant
-    return sorted(chosen)
 
 
 def _check_kind(matrices: dict[str, list[nn.Module]], config: TrainConfig) -> None:
@@ -194,17 +131,6 @@ def _takes_dora(module: nn.Module) -> bool:
     # to be a whole number of values a word.
     plain = isinstance(module, nn.Linear) or (isinstance(module, nn.QuantizedLinear) and 32 % module.bits == 0)
     return plain and not hasattr(module, "to_lora")
-
-
-def _check_rank(matrices: dict[str, list[nn.Module]], config: TrainConfig) -> None:
-    ranks = {name: min(map(_full_rank, modules)) for name, modules in matrices.items()}
-    smallest = min(ranks, key=lambda name: ranks[name])
-    if config.rank > ranks[smallest]:
-        raise ConfigError(
-            f"rank = {config.rank}: the smallest adapted matrix of {config.model}, {smallest}, "
-            f"has rank {ranks[smallest]}.",
-            hint=f"Choose --rank 1 to {ranks[smallest]}; 8 to 64 is usual.",
-        )
 
 
 def _full_rank(module: nn.Module) -> int:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,11 +15,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_distill import layout
-from mlx_distill.backends.base import Memory, State, StepStats
+from mlx_distill.backends.base import Memory, State, StepStats, total
 from mlx_distill.backends.mlx import device
 from mlx_distill.backends.mlx.frozen_rows import InMemory, OnDisk
+from mlx_distill.backends.mlx.group import Group
 from mlx_distill.backends.mlx.head import find_head
-from mlx_distill.backends.mlx.loading import attach_adapter, load_frozen, num_adapter_layers
+from mlx_distill.backends.mlx.loading import attach_adapter, load_frozen
 from mlx_distill.backends.mlx.optimizers import AdapterOptimizer
 from mlx_distill.backends.mlx.passes import Passes
 from mlx_distill.backends.mlx.projection import Gradients
@@ -33,19 +35,20 @@ class MlxStudent:
     Args:
         folder: The base model, in Hugging Face layout.
         config: Of the run.
+        group: The processes that train together; None for this one alone.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, group: Group | None = None) -> None:
         device.prepare_memory()
         self._config = config
+        self._group = group
         self._model, _ = load_frozen(folder, dtype=config.dtype)
         parts = find_head(self._model)
         self._adapter_config = attach_adapter(self._model, config)
-        trained = num_adapter_layers(self._model, config)
+        trained = self._adapter_config["num_layers"]
         self._passes = Passes(self._model, parts, trained=trained, max_length=config.max_length)
         self._optimizer = AdapterOptimizer(config, self._model)
-        # Dropout is the only thing here that draws random numbers.
-        mx.random.seed(config.seed)
+        self._seed()
 
         self.trainable_parameters = sum(v.size for _, v in tree_flatten(self._model.trainable_parameters()))
         self.ways = self._passes.ways
@@ -85,33 +88,29 @@ class MlxStudent:
             self._passes.keep_rows(OnDisk(plan.prefix_bytes, folder))
         device.limit_memory(plan.limit_bytes)
         # Measuring has drawn from the random state where there is dropout.
-        mx.random.seed(self._config.seed)
+        self._seed()
         mx.reset_peak_memory()
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
         """See `Student.step`."""
-        loss_sum, correct = 0.0, 0
-        total: Gradients = {}
+        stats = StepStats(0.0, 0, 0, 0)
+        gradients: Gradients = {}
         for batch in micro_batches:
             with self._allocations():
-                loss, right, gradients = self._passes.loss_and_gradients(batch)
-            loss_sum, correct = loss_sum + loss, correct + right
-            total = {name: total[name] + value for name, value in gradients.items()} if total else gradients
-            mx.eval(total)
-        target_tokens = sum(b.target_tokens for b in micro_batches)
-        mean = tree_unflatten([(name, value / target_tokens) for name, value in total.items()])
+                loss, correct, found = self._passes.loss_and_gradients(batch)
+            stats += StepStats(loss, correct, batch.target_tokens, batch.real_tokens)
+            gradients = {name: gradients[name] + value for name, value in found.items()} if gradients else found
+            mx.eval(gradients)
+        if self._group is not None:
+            gradients = self._group.sum(gradients or {name: mx.zeros_like(v) for name, v in self._adapter().items()})
+            stats = total(self._group, stats)
+        mean = tree_unflatten([(name, value / stats.target_tokens) for name, value in gradients.items()])
         mean, norm = optim.clip_grad_norm(mean, self._config.grad_clip or math.inf)
         grad_norm = norm.item()
         # A gradient that is not finite must not touch the adapter: the caller sees the norm and stops.
-        if math.isfinite(grad_norm) and math.isfinite(loss_sum):
+        if math.isfinite(grad_norm) and math.isfinite(stats.loss_sum):
             self._optimizer.update(self._model, mean, learning_rate)
-        return StepStats(
-            loss_sum=loss_sum,
-            correct=correct,
-            target_tokens=target_tokens,
-            tokens=sum(b.real_tokens for b in micro_batches),
-            grad_norm=grad_norm,
-        )
+        return replace(stats, grad_norm=grad_norm)
 
     def evaluate(self, batch: Batch) -> StepStats:
         """See `Student.evaluate`."""
@@ -123,8 +122,9 @@ class MlxStudent:
         """See `Student.state`."""
         arrays = {f"adapter.{name}": np.array(value) for name, value in self._adapter().items()}
         arrays |= {f"optimizer.{name}": value for name, value in self._optimizer.arrays().items()}
-        for at, value in enumerate(mx.random.state):
-            arrays[f"random.{at}"] = np.array(value)
+        own = np.array(mx.random.state[0])
+        for rank, content in enumerate(self._group.gather(own.tobytes()) if self._group else [own.tobytes()]):
+            arrays[f"random.{rank}"] = np.frombuffer(content, own.dtype)
         return State(arrays)
 
     def restore(self, state: State) -> None:
@@ -132,10 +132,12 @@ class MlxStudent:
         groups: dict[str, list[tuple[str, mx.array]]] = {"adapter": [], "optimizer": [], "random": []}
         for name, value in state.arrays.items():
             group, _, rest = name.partition(".")
-            groups[group].append((rest, mx.array(value)))
+            if group in groups:
+                groups[group].append((rest, mx.array(value)))
         self._model.update(tree_unflatten(groups["adapter"]))
         self._optimizer.restore(groups["optimizer"])
-        for _, key in groups["random"]:
+        # A process more than there were goes on with its own seed.
+        if (key := dict(groups["random"]).get(str(self._rank))) is not None:
             # The state itself is read-only; a seed is its two words.
             mx.random.seed(int(key[0].item()) << 32 | int(key[1].item()))
         mx.eval(self._model.trainable_parameters())
@@ -159,6 +161,14 @@ class MlxStudent:
     def peak_memory_bytes(self) -> int:
         """See `Student.peak_memory_bytes`."""
         return device.peak_memory_bytes()
+
+    @property
+    def _rank(self) -> int:
+        return self._group.rank if self._group else 0
+
+    def _seed(self) -> None:
+        """Dropout is the only thing here that draws random numbers; each process has other rows, and draws its own."""
+        mx.random.seed(self._rank << 32 | self._config.seed)
 
     def _allocations(self) -> AbstractContextManager[None]:
         return device.explained_allocation(

@@ -1,0 +1,225 @@
+"""The student on PyTorch: the plain way, with whole logits, as a reference for the MLX backend."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from mlx_distill import layout
+from mlx_distill.backends.base import NO_TOKENS, Memory, State, StepStats
+from mlx_distill.backends.torch import device as devices
+from mlx_distill.backends.torch.loading import attach_adapter, load_frozen, put
+from mlx_distill.backends.torch.optimizer import AdapterOptimizer
+from mlx_distill.batches import Batch
+from mlx_distill.config import TrainConfig
+from mlx_distill.errors import ResourceError
+from mlx_distill.run_records import MemoryPlan
+
+
+class TorchStudent:
+    """Implements `backends.base.Student`.
+
+    Args:
+        folder: The base model, in Hugging Face layout.
+        config: Of the run.
+
+    Raises:
+        ConfigError: A setting that this backend does not have, or a device that the machine does not.
+        ModelError: The model cannot be loaded.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self._config = config
+        self._device = devices.choose_device(config.device)
+        dtype = devices.choose_dtype(config.dtype, self._device)
+        base = load_frozen(folder, dtype, self._device)
+        self._weights = sum(p.nbytes for p in base.parameters())
+        self._model, self._trained, self._adapter_config = attach_adapter(base, config)
+        self._optimizer = AdapterOptimizer(config, self._trained)
+        self._peak = devices.Peak(self._device)
+        self._seed()
+
+        self.trainable_parameters = sum(one.parameter.numel() for one in self._trained.values())
+        self.prefix_token_bytes = 0
+        self.ways = "peft, whole logits"
+        self.device = f"{devices.describe_device(self._device)}, {str(dtype).removeprefix('torch.')}"
+
+    def memory(self) -> Memory:
+        """See `Student.memory`."""
+        adapter = sum(one.parameter.nbytes for one in self._trained.values())
+        return Memory(
+            weights=self._weights,
+            # The adapter, its gradient, and the two moments.
+            optimizer=4 * adapter,
+            held=devices.held_bytes(self._device) + 3 * adapter,
+            available=devices.available_bytes(self._device),
+        )
+
+    def measure(self, batch: Batch, *, checkpointing: bool) -> int:
+        """See `Student.measure`."""
+        self._checkpoint(checkpointing)
+        self._model.train()
+        found = self._profiled(batch) if self._device.type == "cpu" else self._grown(batch)
+        self._optimizer.zero_grad()
+        return found
+
+    def adopt(self, plan: MemoryPlan, folder: Path) -> None:
+        """See `Student.adopt`."""
+        self._checkpoint(plan.checkpointing)
+        # Measuring has drawn random numbers where there is dropout.
+        self._seed()
+
+    def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
+        """See `Student.step`."""
+        self._model.train()
+        self._optimizer.zero_grad()
+        stats = NO_TOKENS
+        for batch in micro_batches:
+            loss, correct = self._forward(batch)
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                raise _explained(error) from error
+            stats += StepStats(loss.item(), int(correct.item()), batch.target_tokens, batch.real_tokens)
+        parameters = [one.parameter for one in self._trained.values()]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad /= stats.target_tokens
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.grad_clip or math.inf).item()
+        # A gradient that is not finite must not touch the adapter: the caller sees the norm and stops.
+        if math.isfinite(norm) and math.isfinite(stats.loss_sum):
+            self._optimizer.update(learning_rate)
+        devices.wait(self._device)
+        self._peak.look()
+        devices.trim(self._device)
+        return replace(stats, grad_norm=norm)
+
+    def evaluate(self, batch: Batch) -> StepStats:
+        """See `Student.evaluate`."""
+        self._model.eval()
+        with torch.no_grad():
+            loss, correct = self._forward(batch)
+        return StepStats(loss.item(), int(correct.item()), batch.target_tokens, batch.real_tokens)
+
+    def gradients(self) -> dict[str, NDArray[np.float32]]:
+        """What the last step learned from, after clipping, by mlx-lm's names."""
+        return {n: one.to_mlx(one.parameter.grad) for n, one in self._trained.items() if one.parameter.grad is not None}
+
+    def state(self) -> State:
+        """See `Student.state`."""
+        arrays: dict[str, NDArray[np.generic]] = {f"adapter.{name}": value for name, value in self._adapter().items()}
+        arrays |= {f"optimizer.{name}": value for name, value in self._optimizer.arrays().items()}
+        arrays["torch.cpu"] = torch.get_rng_state().numpy().copy()
+        if self._device.type != "cpu":
+            arrays["torch.device"] = self._random().get_rng_state().cpu().numpy().copy()
+        return State(arrays)
+
+    def restore(self, state: State) -> None:
+        """See `Student.restore`. The random state of another backend says nothing here."""
+        groups: dict[str, dict[str, NDArray[np.generic]]] = {"adapter": {}, "optimizer": {}, "torch": {}}
+        for name, value in state.arrays.items():
+            group, _, rest = name.partition(".")
+            groups.setdefault(group, {})[rest] = value
+        put(self._trained, groups["adapter"])
+        self._optimizer.restore(groups["optimizer"])
+        if "cpu" in groups["torch"]:
+            torch.set_rng_state(torch.from_numpy(groups["torch"]["cpu"].copy()))
+        if "device" in groups["torch"] and self._device.type != "cpu":
+            self._random().set_rng_state(torch.from_numpy(groups["torch"]["device"].copy()))
+
+    def save_adapter(self, folder: Path) -> None:
+        """See `Student.save_adapter`."""
+        files = layout.RunFolder(folder)
+        with layout.atomic_file(files.adapter) as temporary:
+            save_file(self._adapter(), temporary, metadata={"format": "mlx"})
+        adapter_config = {**self._adapter_config, "model": self._config.model}
+        layout.write_text(files.adapter_config, json.dumps(adapter_config, indent=2) + "\n")
+
+    def load_adapter(self, folder: Path) -> None:
+        """See `Student.load_adapter`."""
+        put(self._trained, load_file(layout.RunFolder(folder).adapter))
+
+    def peak_memory_bytes(self) -> int:
+        """See `Student.peak_memory_bytes`."""
+        return self._peak.bytes()
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss in nats summed over the batch's targets, and how many are predicted right.
+
+        Rows are padded on the right and attention is causal: no target sees padding, so there is no mask to give.
+        """
+        width = devices.width_on(self._device, batch.tokens.shape[1])
+        tokens = np.pad(batch.tokens, ((0, 0), (0, width - batch.tokens.shape[1]))).astype(np.int64)
+        rows, columns = np.nonzero(batch.loss_mask)
+        targets = torch.from_numpy(tokens[rows, columns]).to(self._device)
+        places = torch.from_numpy(rows * width + columns - 1).to(self._device)
+        try:
+            logits = self._model(input_ids=torch.from_numpy(tokens).to(self._device), use_cache=False).logits
+            picked = logits.flatten(0, 1)[places].float()
+            loss = functional.cross_entropy(picked, targets, reduction="sum")
+        except RuntimeError as error:
+            raise _explained(error) from error
+        return loss, (picked.argmax(-1) == targets).sum()
+
+    def _profiled(self, batch: Batch) -> int:
+        """The peak of what torch's profiler sees allocated and freed on the CPU."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+            loss, _ = self._forward(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        changes = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+        return int(changes.max(initial=0))
+
+    def _grown(self, batch: Batch) -> int:
+        """How far the device's memory grows."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            before = torch.cuda.memory_allocated(self._device)
+        else:
+            torch.mps.empty_cache()
+            before = torch.mps.driver_allocated_memory()
+        loss, _ = self._forward(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        devices.wait(self._device)
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device) - before)
+        # Freed buffers stay in the pool: what it has grown by is the peak.
+        return int(torch.mps.driver_allocated_memory() - before)
+
+    def _checkpoint(self, wanted: bool) -> None:
+        base = self._model.get_base_model()  # type: ignore[operator]
+        if wanted:
+            base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            base.activation_checkpointing_disable()
+
+    def _random(self) -> Any:
+        return torch.mps if self._device.type == "mps" else torch.cuda
+
+    def _seed(self) -> None:
+        torch.manual_seed(self._config.seed)
+
+    def _adapter(self) -> dict[str, NDArray[np.float32]]:
+        return {name: one.to_mlx(one.parameter) for name, one in self._trained.items()}
+
+
+def _explained(error: RuntimeError) -> RuntimeError:
+    """An allocation that failed, with advice; any other error as it is."""
+    if not any(sign in str(error).lower() for sign in ("out of memory", "can't allocate", "not enough memory")):
+        return error
+    return ResourceError(
+        f"The machine is out of memory: {error}",
+        hint="The last checkpoint stands. Go on with a smaller --memory-limit, or --micro-batch-size 1.",
+    )
