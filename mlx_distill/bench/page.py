@@ -20,7 +20,7 @@ _COLUMNS = (
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { max-width: 84rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #8886; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -57,8 +57,13 @@ def rows_of(record: BenchRecord) -> list[list[str]]:
 def headline(record: BenchRecord) -> str:
     """What came out, in a sentence for each other backend."""
     first = record.figures[0].backend
-    said = [f"{first} is {spread(ratio, 'x')} × as fast as {name}." for name, ratio in record.ratios.items()]
+    said = [f"{first} is {_times(ratio)} as fast as {name}." for name, ratio in record.ratios.items()]
     return " ".join(said) or "There is nothing to compare with."
+
+
+def _times(ratio: Spread) -> str:
+    around = "" if ratio.least == ratio.most else f" ({ratio.least:.2f} to {ratio.most:.2f})"
+    return f"{ratio.median:.2f} times{around}"
 
 
 def notes(record: BenchRecord) -> list[str]:

@@ -75,7 +75,8 @@ def bench(config: BenchConfig, progress: Progress = SILENT, *, command: str = "m
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         machine=machine(),
-        model=config.model,
+        # A folder's path says where on a machine it is, which is nobody's business.
+        model=Path(config.model).name if Path(config.model).exists() else config.model,
         rows=config.rows,
         tokens=done[0].epochs[0].tokens,
         epochs=config.epochs,

@@ -121,7 +121,7 @@ def record(**changes: object) -> BenchRecord:
 
 def test_the_text_for_an_issue_has_machine_command_and_table() -> None:
     text = as_markdown(record())
-    assert "mlx is 2.83 (2.67 to 3.00) × as fast as torch." in text
+    assert "mlx is 2.83 times (2.67 to 3.00) as fast as torch." in text
     assert "macOS 15.1, M4 | Max, mlx 0.32.4" in text
     assert "`mlx-distill bench --model <x>`, 2026-01-02" in text
     assert "torch: killed by SIGKILL" in text

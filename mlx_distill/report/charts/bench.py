@@ -35,20 +35,32 @@ def bench_bars(path: Path, bars: Sequence[Bar], *, title: str, subtitle: str, fo
         colours = [ink("distilled" if at == 0 else "base").light for at in range(len(bars))]
         medians = [bar.speed[0] for bar in bars]
         reach = [[bar.speed[0] - bar.speed[1] for bar in bars], [bar.speed[2] - bar.speed[0] for bar in bars]]
-        _panel(left, names, medians, colours, "Real tokens a second", [f"{value:,.0f}" for value in medians])
+        ends = [bar.speed[2] for bar in bars]
+        _panel(left, names, medians, colours, "Real tokens a second", [f"{value:,.0f}" for value in medians], ends)
         left.errorbar(medians, range(len(bars)), xerr=reach, fmt="none", ecolor=TEXT, elinewidth=1.4, capsize=4)
         sizes = [bar.memory / 1e9 for bar in bars]
-        _panel(right, names, sizes, colours, "Peak memory of the process, GB", [f"{value:.2f}" for value in sizes])
+        _panel(
+            right, names, sizes, colours, "Peak memory of the process, GB", [f"{value:.2f}" for value in sizes], sizes
+        )
         sheet.save(path)
 
 
 def _panel(
-    axes: Any, names: Sequence[str], values: Sequence[float], colours: Sequence[str], title: str, labels: Sequence[str]
+    axes: Any,
+    names: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str],
+    title: str,
+    labels: Sequence[str],
+    ends: Sequence[float],
 ) -> None:
+    """Bars, each with its label beyond the end of what is drawn."""
     axes.set_title(title, loc="left", fontsize=13.5, fontweight="bold", pad=12)
-    bars = axes.barh(range(len(names)), values, color=colours, height=0.6)
-    axes.bar_label(bars, labels, padding=12, fontsize=13, fontweight="bold")
+    axes.barh(range(len(names)), values, color=colours, height=0.6)
+    text: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 13, "fontweight": "bold"}
+    for at, (label, end) in enumerate(zip(labels, ends, strict=True)):
+        axes.annotate(label, (end, at), xytext=(10, 0), **text)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.2)
+    axes.set_xlim(0, max(ends) * 1.25)
