@@ -193,7 +193,7 @@ class RunsConfig(Settings):
 
 
 class BenchConfig(Settings):
-    """Time the backends against each other on the same batches."""
+    """Time MLX against PyTorch on the same batches."""
 
     model: str = Field(DEFAULT_STUDENT, description="Student: folder, Hub id, .gguf file, or smollm2-135m.")
     backends: str = Field("mlx,torch", description="What to time, separated by commas; ratios are the first's.")

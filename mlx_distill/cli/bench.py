@@ -23,7 +23,7 @@ from mlx_distill.progress import Progress
     keeps="No process is left, and nothing was written.",
 )
 def command(config: BenchConfig, progress: Progress) -> Summary:
-    """Time the backends against each other on the same batches.
+    """Time MLX against PyTorch on the same batches.
 
     Each backend runs in a process of its own, turn by turn. Before anything is timed, their losses are compared: a
     bench of two different computations is refused. Results are in visuals/bench: a table to paste into an issue, a

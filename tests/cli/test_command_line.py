@@ -124,7 +124,7 @@ def test_an_unknown_command_suggests() -> None:
     assert "Did you mean" not in invoke("xyzzy").stderr
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("demo", "doctor", "runs")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("bench", "demo", "doctor", "runs")])
 def test_what_a_command_needs_is_told(name: str) -> None:
     result = invoke(name)
     assert result.exit_code == 2
@@ -143,7 +143,7 @@ def test_what_a_command_needs_is_told(name: str) -> None:
             "--micro-batch-size = '0': must be above 0.",
         ),
         (["train", "--data", "", "--run", "r"], "--data = '': must be a path."),
-        (["train", "--data", "d", "--run", "r", "--backend", "torch"], "--backend = 'torch': must be 'mlx'."),
+        (["train", "--data", "d", "--run", "r", "--backend", "jax"], "--backend = 'jax': must be 'mlx' or 'torch'."),
         (["train", "--data", "d", "--run", "r", "--rnak", "8"], "No such option '--rnak'"),
         (["train", "--data", "d", "--run"], "Option '--run' requires an argument."),
         (["fuse", "a", "b"], "Got unexpected extra argument (b)"),

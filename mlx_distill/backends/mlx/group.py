@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ class Group:
             raise self._unreachable(str(error)) from error
         self.rank: int = self._group.rank()
         self.size: int = self._group.size()
+        self._calls = 0
         if self.size == 1 and os.environ.get("MLX_RANK", "0") != "0":
             raise self._unreachable("no engine of MLX came up")
 
@@ -68,19 +70,27 @@ class Group:
         """See `Peers.gather`."""
         if self.size == 1:
             return [content]
-        lengths = self._gathered(np.array([len(content)], dtype=np.int32))
-        longest = int(lengths.max())
+        self._calls += 1
+        header = np.array([[self._calls, len(content), zlib.crc32(content)]], dtype=np.uint32)
+        headers = self._gathered(np.pad(header, ((0, 0), (0, 1)), constant_values=_seal(header[0])))
+        # A connection that breaks can also leave what was in memory before, such as an earlier message.
+        if any(head[0] != self._calls or seal != _seal(head) for *head, seal in headers.tolist()):
+            raise _broken("a message was cut off")
+        longest = int(headers[:, 1].max())
         if not longest:
             return [b""] * self.size
         padded = np.zeros((1, longest), dtype=np.uint8)
         padded[0, : len(content)] = np.frombuffer(content, dtype=np.uint8)
-        rows = self._gathered(padded)
-        return [rows[rank, :length].tobytes() for rank, length in enumerate(lengths)]
+        found = [row[: head[1]].tobytes() for row, head in zip(self._gathered(padded), headers, strict=True)]
+        if any(zlib.crc32(part) != head[2] for part, head in zip(found, headers, strict=True)):
+            raise _broken("a message was cut off")
+        return found
 
     def sum(self, arrays: Mapping[Key, mx.array]) -> dict[Key, mx.array]:
         """Sums over all processes, of float32 arrays that have the same names and shapes in each.
 
-        They travel as one, as what each message costs beside its bytes is most of what a small array costs.
+        They travel as one, as what each message costs beside its bytes is most of what a small array costs. Whether
+        all of them arrived, the next `gather` tells: what breaks stays broken.
         """
         if self.size == 1:
             return dict(arrays)
@@ -115,8 +125,17 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        time.sleep(_VERDICT)
-        raise ResourceError(
-            f"The connection to another process broke: {error}",
-            hint="The last checkpoint stands; the same command goes on from it.",
-        ) from error
+        raise _broken(str(error)) from error
+
+
+def _broken(why: str) -> ResourceError:
+    time.sleep(_VERDICT)
+    return ResourceError(
+        f"The connection to another process broke: {why}.",
+        hint="The last checkpoint stands; the same command goes on from it.",
+    )
+
+
+def _seal(header: Iterable[int]) -> int:
+    """What tells a header from any other bytes."""
+    return zlib.crc32(np.array(list(header), dtype=np.uint32).tobytes())
