@@ -8,6 +8,8 @@ import os
 os.environ["MLX_DISABLE_COMPILE"] = "1"
 # Tiny matrices gain nothing from a second thread, and beside other work spinning threads cost tenfold.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# torch's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MLX_DISTILL_OFFLINE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -123,7 +123,7 @@ def command(config: TrainConfig) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Of a child process: one BLAS thread, as several children share the machine."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def start(config: TrainConfig) -> subprocess.Popen[str]:

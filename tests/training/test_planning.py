@@ -195,27 +195,28 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, tiny_model: Path) -> 
 
 
 def test_the_plan_is_near_what_a_real_model_takes_and_a_limit_is_kept(tmp_path: Path, smollm2: Path) -> None:
-    """In processes of their own, as the peak is one a process; a third of the room leaves the losses as they were."""
+    """In processes of their own, as the peak is one a process; half of the room leaves the losses as they were."""
     data = tmp_path / "data"
     data.mkdir()
     text = chat(0)["messages"][1]["content"]
     rows = [
-        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"{text} {at} " * 30}]}
+        {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"{text} {at} " * 16}]}
         for at in range(4)
     ]
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def run(name: str, *options: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "mlx_distill", "train", "--data", data, "--run", tmp_path / name]
-        command += ["--model", smollm2, "--epochs", "1", "--batch-size", "4", "--layers", "12", *options]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        command += ["--model", smollm2, "--epochs", "1", "--batch-size", "4", "--layers", "8", *options]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(RunFolder(tmp_path / name).record.read_text(encoding="utf-8"))
         return found
 
     free = run("free")
     assert free["plan"]["peak_bytes"] == pytest.approx(free["peak_memory_bytes"], rel=0.25)
     room = free["plan"]["peak_bytes"] - free["plan"]["activation_bytes"]
-    limit = (room + free["plan"]["activation_bytes"] // 3) // MB
+    limit = (room + free["plan"]["activation_bytes"] // 2) // MB
     tight = run("tight", "--memory-limit", f"{limit}MB")
     assert tight["peak_memory_bytes"] <= limit * MB
     assert tight["peak_memory_bytes"] < free["peak_memory_bytes"]
