@@ -33,8 +33,8 @@ def find_parity(turns: Iterable[Turn]) -> Parity | None:
 
 
 def figures_of(backend: str, turns: Sequence[Turn]) -> Figures:
-    """Of one backend's turns, those that failed left out."""
-    timings = [turn.timing for turn in turns if turn.backend == backend and turn.timing]
+    """Of one backend's turns, but for those that failed and for turn 0, which ends after a few steps."""
+    timings = [turn.timing for turn in turns if turn.backend == backend and turn.number and turn.timing]
     failures = [turn.failure for turn in turns if turn.backend == backend and turn.failure]
     if not timings:
         return Figures(backend=backend, failure=failures[0] if failures else "not run")

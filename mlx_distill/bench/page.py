@@ -82,7 +82,10 @@ def notes(record: BenchRecord) -> list[str]:
         )
     joules = [f"{f.backend} {f.joules_per_token:.2f} J a token" for f in record.figures if f.joules_per_token]
     said.append(f"Energy of the whole machine: {', '.join(joules)}." if joules else "The system tells no energy.")
-    said.append("Median over the turns, and the least and most of them. Each turn is a process of its own.")
+    said.append(
+        "Median over the turns, and the least and most of them. Each turn is a process of its own; "
+        "memory was planned before the first."
+    )
     return said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mlx_distill.records import Record
+from mlx_distill.run_records import MemoryPlan
 
 
 class Task(Record):
@@ -12,11 +13,13 @@ class Task(Record):
 
     Attributes:
         config: Of `TrainConfig`: backend, model, data and all else.
+        plan: How to compute batches, where an earlier process has found it out.
         peer: Who is to train instead of a backend of ours; see `peers`.
         steps: Steps after which to stop; None for all epochs.
     """
 
     config: dict[str, Any]
+    plan: MemoryPlan | None = None
     peer: str | None = None
     steps: int | None = None
 
@@ -46,6 +49,7 @@ class Timing(Record):
         peak_bytes: Most memory that the process had.
         device_bytes: The same as its device tells.
         joules: What the machine took while the epochs ran, where the system tells it.
+        plan: How batches were computed.
     """
 
     backend: str
@@ -59,6 +63,7 @@ class Timing(Record):
     peak_bytes: int
     device_bytes: int
     joules: float | None = None
+    plan: MemoryPlan | None = None
 
 
 class Turn(Record):

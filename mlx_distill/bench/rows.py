@@ -10,8 +10,8 @@ from pathlib import Path
 from mlx_distill.errors import InputError
 from mlx_distill.layout import DataFolder, bundled
 
-#: Characters that `--quick` leaves of an answer: some hundred tokens.
-_SHORT = 400
+#: Characters that `--quick` leaves of an answer: some thirty tokens.
+_SHORT = 100
 
 
 def write_rows(folder: Path, data: Path | None, *, count: int, short: bool) -> None:
@@ -20,13 +20,15 @@ def write_rows(folder: Path, data: Path | None, *, count: int, short: bool) -> N
     Args:
         data: Folder of the user's rows; None for the starter answers.
         count: Rows to take, spread evenly over all by their size; some are taken again where there are too few.
-        short: Whether to cut the starter's answers.
+        short: Whether to cut the starter's answers, and take the shortest rows.
 
     Raises:
         InputError: There are no rows.
     """
     lines = _starter(short=short) if data is None else _own(data)
     lines.sort(key=len)
+    if short and data is None:
+        lines = lines[: max(count, len(lines) // 4)]
     chosen = [lines[round((len(lines) - 1) * (at + 0.5) / count)] for at in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     DataFolder(folder).split("train").write_text("".join(f"{line}\n" for line in chosen), encoding="utf-8")

@@ -24,15 +24,16 @@ from mlx_distill.bench.rows import write_rows
 from mlx_distill.config import BenchConfig
 from mlx_distill.errors import ConfigError, TrainingError
 from mlx_distill.progress import SILENT, Bar, Progress
+from mlx_distill.run_records import MemoryPlan
 
 BACKENDS = ("mlx", "torch")
 
 #: Steps whose losses are compared before anything is timed.
-_PARITY_STEPS = 3
+_PARITY_STEPS = 2
 
 #: What the presets change.
 _ORIGINAL = {"rows": 104, "epochs": 5, "repeats": 1}
-_QUICK = {"rows": 8, "epochs": 2, "repeats": 2, "layers": 8}
+_QUICK = {"rows": 8, "epochs": 2, "repeats": 2, "layers": 4}
 
 _PACKAGES = ("mlx-distill", "mlx", "mlx-lm", "torch", "transformers", "peft", "numpy")
 
@@ -110,8 +111,9 @@ def _write(out: Path, record: BenchRecord) -> None:
 
 
 def _take_turns(config: BenchConfig, backends: Sequence[str], folder: Path, progress: Progress) -> list[Turn]:
-    """Turn 0 compares losses; a backend that fails there is not tried again."""
+    """Turn 0 compares losses and plans memory, for the others too; a backend that fails there is not tried again."""
     turns: list[Turn] = []
+    plans: dict[str, MemoryPlan | None] = {}
     peers = list(PEERS) if config.peers else []
     total = len(backends) + (len(backends) + len(peers)) * config.repeats
     with progress.task("Timing", total=total, unit="runs") as bar:
@@ -119,18 +121,28 @@ def _take_turns(config: BenchConfig, backends: Sequence[str], folder: Path, prog
             failed = {turn.backend for turn in turns if turn.failure}
             for backend in in_turn([*backends, *peers] if number else backends, number):
                 if backend not in failed:
-                    turns.append(_take_turn(config, backend, number, folder, progress, bar))
+                    plan = plans.get(backend)
+                    turns.append(_take_turn(config, backend, number, folder, progress, bar, plan))
+            plans |= {turn.backend: turn.timing.plan for turn in turns if turn.timing}
             if number == 0:
                 _require_parity(turns, progress)
     return turns
 
 
-def _take_turn(config: BenchConfig, backend: str, number: int, folder: Path, progress: Progress, bar: Bar) -> Turn:
+def _take_turn(
+    config: BenchConfig,
+    backend: str,
+    number: int,
+    folder: Path,
+    progress: Progress,
+    bar: Bar,
+    plan: MemoryPlan | None,
+) -> Turn:
     bar.advance(0, now=f"{backend}, {f'turn {number} of {config.repeats}' if number else 'comparing losses'}")
     place = folder / f"{number}-{backend}"
     peer = backend if backend in PEERS else None
     settings = _training(config, "mlx" if peer else backend, folder, place)
-    task = Task(config=settings, peer=peer, steps=None if number else _PARITY_STEPS)
+    task = Task(config=settings, peer=peer, plan=plan, steps=None if number else _PARITY_STEPS)
     turn = run_task(task, number, place, seconds=config.timeout)
     if turn.failure:
         progress.say(f"{backend}: {turn.failure}")

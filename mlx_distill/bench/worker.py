@@ -47,9 +47,10 @@ def measure(task: Task, started: float) -> Timing:
     student = make_student(model, config, ALONE)
     tokens = int(split.lengths.sum())
     longest = int(split.lengths.max())
-    plan = plan_memory(student, config, Tokens(longest, tokens, 0), config.run)
+    plan = task.plan or plan_memory(student, config, Tokens(longest, tokens, 0), config.run)
     student.adopt(plan, config.run)
-    first_step = _warm(student, plan, config, longest, started)
+    # What compares losses is not timed.
+    first_step = _warm(student, plan, config, longest, started) if task.steps is None else 0.0
     epochs: list[Epoch] = []
     losses: list[float] = []
     before = joules_so_far()
@@ -70,6 +71,7 @@ def measure(task: Task, started: float) -> Timing:
         peak_bytes=resident_peak_bytes(),
         device_bytes=student.peak_memory_bytes(),
         joules=after - before if before is not None and after is not None else None,
+        plan=plan,
     )
 
 
