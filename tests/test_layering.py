@@ -59,7 +59,7 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "transformers": ("models", "backends.torch", "bench.peers"),
     "peft": ("backends.torch", "bench.peers"),
     "huggingface_hub": ("models.hub", "doctor"),
-    "safetensors": ("models", "training.checkpoints", "backends", "bench.worker"),
+    "safetensors": ("models", "training.checkpoints", "backends"),
     "httpx2": ("models.hub", "doctor", "teachers"),
     "jinja2": ("rows", "report.page", "backends.mlx.generation"),
     "pygments": ("report.prose",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from mlx_distill.config import TrainConfig
 from mlx_distill.errors import ConfigError
+from mlx_distill.layout import RunFolder, write_text
 
 
 def num_adapter_layers(available: int, config: TrainConfig) -> int:
@@ -108,3 +110,13 @@ def require_rank(ranks: Mapping[str, int], config: TrainConfig) -> None:
             f"has rank {ranks[smallest]}.",
             hint=f"Choose --rank 1 to {ranks[smallest]}; 8 to 64 is usual.",
         )
+
+
+def write_adapter_config(files: RunFolder, settings: Mapping[str, Any], config: TrainConfig) -> None:
+    """Write mlx-lm's `adapter_config.json`.
+
+    Args:
+        settings: `fine_tune_type`, `num_layers` and `lora_parameters`.
+        config: Names the base model.
+    """
+    write_text(files.adapter_config, json.dumps({**settings, "model": config.model}, indent=2) + "\n")

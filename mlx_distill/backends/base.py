@@ -65,6 +65,10 @@ class State:
 
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
+    def group(self, name: str) -> dict[str, NDArray[np.generic]]:
+        """The arrays whose names begin with `name.`, without that."""
+        return {key.removeprefix(f"{name}."): v for key, v in self.arrays.items() if key.startswith(f"{name}.")}
+
 
 @dataclass(frozen=True)
 class Memory:

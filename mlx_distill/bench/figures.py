@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def figures_of(backend: str, turns: Sequence[Turn]) -> Figures:
     if not timings:
         return Figures(backend=backend, failure=failures[0] if failures else "not run")
     steps = [seconds for timing in timings for epoch in timing.epochs for seconds in epoch.step_seconds]
-    later = [_mean([e.seconds for e in timing.epochs[1:]]) for timing in timings if len(timing.epochs) > 1]
+    later = [fmean([e.seconds for e in timing.epochs[1:]]) for timing in timings if len(timing.epochs) > 1]
     joules = [timing.joules / _tokens(timing) for timing in timings if timing.joules is not None]
     return Figures(
         backend=backend,
@@ -96,10 +96,6 @@ def _speed(timing: Timing) -> float:
 
 def _tokens(timing: Timing) -> int:
     return sum(epoch.tokens for epoch in timing.epochs)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _spread(values: Sequence[float]) -> Spread:

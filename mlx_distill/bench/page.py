@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mlx_distill.bench.records import BenchRecord, Figures, Spread
+from mlx_distill.report.tables import markdown_table
 
 _COLUMNS = (
     "backend",
@@ -151,9 +152,8 @@ def _row(figures: Figures) -> list[str]:
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return markdown_table(head, body)
 
 
 def _html_table(rows: Sequence[Sequence[str]]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_distill.backends.memory import resident_peak_bytes
 from mlx_distill.bench.records import Epoch, Task, Timing
@@ -40,14 +41,13 @@ def measure_peer(task: Task, started: float) -> Timing:
     lengths = load_splits(config.data, load_tokenizer(model), max_length=config.max_length)["train"].lengths
     train: Callable[..., Any] = _mlx_lm if task.peer == "mlx_lm.lora" else _trl
     with tempfile.TemporaryDirectory() as folder:
-        seconds, losses, device, trainable, first = train(config, model, Path(folder), int(lengths.max()))
+        seconds, losses, device, trainable, first = train(config, model, Path(folder), lengths)
     steps = -(-len(lengths) // config.batch_size)
     parts = [seconds[at : at + steps] for at in range(0, len(seconds), steps)]
     return Timing(
         backend=task.peer,
         device=device,
         ways="as it is",
-        parameters=0,
         trainable=trainable,
         first_step_seconds=first - started,
         epochs=[Epoch(seconds=sum(part), tokens=int(lengths.sum()), step_seconds=part) for part in parts],
@@ -57,7 +57,7 @@ def measure_peer(task: Task, started: float) -> Timing:
     )
 
 
-def _mlx_lm(config: TrainConfig, model: Path, folder: Path, longest: int) -> tuple[Any, ...]:
+def _mlx_lm(config: TrainConfig, model: Path, folder: Path, lengths: NDArray[np.int32]) -> tuple[Any, ...]:
     # Ours turns it off for itself, on a CPU; a peer runs as it would alone.
     os.environ.pop("MLX_DISABLE_COMPILE", None)
     import mlx.core as mx
@@ -80,7 +80,6 @@ def _mlx_lm(config: TrainConfig, model: Path, folder: Path, longest: int) -> tup
 
     # `lora.run` replaces the callback that it is given by what this returns.
     lora.get_reporting_callbacks = lambda *_, **__: Recorder()
-    rows = sum(1 for _ in (config.data / "train.jsonl").open(encoding="utf-8"))
     settings = {
         "model": str(model),
         "train": True,
@@ -90,8 +89,8 @@ def _mlx_lm(config: TrainConfig, model: Path, folder: Path, longest: int) -> tup
         "lora_parameters": {"rank": config.rank, "scale": config.scale, "dropout": 0.0},
         "mask_prompt": True,
         "batch_size": config.batch_size,
-        "iters": config.epochs * (rows // config.batch_size),
-        "max_seq_length": longest + 64,
+        "iters": config.epochs * (len(lengths) // config.batch_size),
+        "max_seq_length": int(lengths.max()) + 64,
         "optimizer": "adamw",
         "steps_per_report": 1,
         "save_every": 10**9,
@@ -106,7 +105,7 @@ def _mlx_lm(config: TrainConfig, model: Path, folder: Path, longest: int) -> tup
     return seconds, losses, f"{mx.default_device()}, the model's own type", trainable, ends[0]
 
 
-def _trl(config: TrainConfig, model: Path, folder: Path, longest: int) -> tuple[Any, ...]:
+def _trl(config: TrainConfig, model: Path, folder: Path, lengths: NDArray[np.int32]) -> tuple[Any, ...]:
     import datasets
     import peft
     import transformers
@@ -140,7 +139,7 @@ def _trl(config: TrainConfig, model: Path, folder: Path, longest: int) -> tuple[
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             optim="adamw_torch",
-            max_length=longest + 64,
+            max_length=int(lengths.max()) + 64,
             # Its default computes twice.
             gradient_checkpointing=False,
             logging_steps=1,

@@ -43,7 +43,6 @@ class Timing(Record):
 
     Attributes:
         device: What it computed on, and in which type.
-        parameters: Of the base model.
         first_step_seconds: From the start of the process to the end of its first, warming, step.
         losses: Mean loss of each step, in nats a token.
         peak_bytes: Most memory that the process had.
@@ -55,7 +54,6 @@ class Timing(Record):
     backend: str
     device: str
     ways: str
-    parameters: int
     trainable: int
     first_step_seconds: float
     epochs: list[Epoch]

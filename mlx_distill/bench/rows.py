@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_distill.errors import InputError
 from mlx_distill.layout import DataFolder, bundled
+from mlx_distill.teachers.recorded import Recording, recordings
 
 #: Characters that `--quick` leaves of an answer: some thirty tokens.
 _SHORT = 100
@@ -53,12 +52,10 @@ def _own(data: Path) -> list[str]:
 def _starter(*, short: bool) -> list[str]:
     folder = bundled("starter/answers")
     assert folder is not None
-    return [
-        _row(path.read_text(encoding="utf-8").split("+++\n", 2), short=short) for path in sorted(folder.glob("*.md"))
-    ]
+    return [_row(recording, short=short) for recording in recordings(folder)]
 
 
-def _row(parts: Sequence[str], *, short: bool) -> str:
-    question, answer = tomllib.loads(parts[1])["prompt"].strip(), parts[2].strip()
-    turns = [("user", question), ("assistant", answer[:_SHORT] if short else answer)]
+def _row(recording: Recording, *, short: bool) -> str:
+    answer = recording.answer.strip()
+    turns = [*recording.conversation, ("assistant", answer[:_SHORT] if short else answer)]
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})

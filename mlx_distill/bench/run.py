@@ -6,8 +6,8 @@ Writes: visuals/bench/{bench.json,bench.md,bench.html,bench.png}.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,6 +22,8 @@ from mlx_distill.bench.processes import run_task
 from mlx_distill.bench.records import BenchRecord, Task, Turn
 from mlx_distill.bench.rows import write_rows
 from mlx_distill.config import BenchConfig
+from mlx_distill.doctor.machine import chip
+from mlx_distill.doctor.packages import installed
 from mlx_distill.errors import ConfigError, TrainingError
 from mlx_distill.progress import SILENT, Bar, Progress
 from mlx_distill.run_records import MemoryPlan
@@ -197,12 +199,7 @@ def _backends(config: BenchConfig) -> list[str]:
 def machine() -> dict[str, str]:
     """What a reader must know of the machine to make sense of a figure."""
     found = {"system": _system(), "processor": _processor(), "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: version for name in _PACKAGES if (version := installed(name))}
 
 
 def _system() -> str:
@@ -211,16 +208,8 @@ def _system() -> str:
 
 
 def _processor() -> str:
-    """The chip's name: as the kernel has it on Linux, as `sysctl` has it on a Mac."""
-    import os
-    import subprocess
-
-    name = platform.processor() or platform.machine()
-    if platform.system() == "Darwin":
-        line = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        name = subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip() or name
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+    try:
+        return chip()[0].found
+    except (OSError, subprocess.SubprocessError):
+        # What took an hour is not thrown away for a name.
+        return platform.machine()

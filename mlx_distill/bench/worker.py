@@ -19,7 +19,7 @@ import numpy as np
 from mlx_distill import layout
 from mlx_distill.backends.base import ALONE, Student
 from mlx_distill.backends.memory import resident_peak_bytes
-from mlx_distill.batches import Batch, make_batch, padded_width, plan_epoch
+from mlx_distill.batches import Batch, padded_width, plan_epoch
 from mlx_distill.bench.energy import joules_so_far
 from mlx_distill.bench.peers import measure_peer
 from mlx_distill.bench.records import Epoch, Task, Timing
@@ -29,7 +29,7 @@ from mlx_distill.errors import MlxDistillError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer
 from mlx_distill.run_records import MemoryPlan
-from mlx_distill.training.planning import Tokens, plan_memory, rows_at_once
+from mlx_distill.training.planning import Tokens, micro_batches, plan_memory, rows_at_once
 from mlx_distill.training.run import student_maker
 from mlx_distill.training.schedule import learning_rate
 
@@ -63,7 +63,6 @@ def measure(task: Task, started: float) -> Timing:
         backend=config.backend,
         device=student.device,
         ways=student.ways,
-        parameters=_parameters(model),
         trainable=student.trainable_parameters,
         first_step_seconds=first_step,
         epochs=epochs,
@@ -107,24 +106,11 @@ def _epoch(
         if steps is not None and len(losses) >= steps:
             break
         begun = time.perf_counter()
-        size = rows_at_once(plan, len(rows), padded_width(int(split.lengths[rows].max())))
-        batches = [make_batch(split.rows, rows[at : at + size]) for at in range(0, len(rows), size)]
-        stats = student.step(batches, learning_rate(config, len(losses), total))
+        stats = student.step(micro_batches(plan, split, rows), learning_rate(config, len(losses), total))
         seconds.append(time.perf_counter() - begun)
         tokens += stats.tokens
         losses.append(stats.loss)
     return Epoch(seconds=time.perf_counter() - started, tokens=tokens, step_seconds=seconds)
-
-
-def _parameters(folder: Path) -> int:
-    from safetensors import safe_open
-
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                total += int(np.prod(file.get_slice(name).get_shape()))
-    return total
 
 
 def _end_with_parent() -> None:

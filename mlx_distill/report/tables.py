@@ -39,14 +39,16 @@ def results(
         *_answers(evidence),
         *_cost(scaling),
         "## Configuration",
-        _table(("Setting", "Value"), ((plain_cell(k), code_cell(v)) for k, v in settings_of(evidence)), right=False),
+        markdown_table(
+            ("Setting", "Value"), ((plain_cell(k), code_cell(v)) for k, v in settings_of(evidence)), right=False
+        ),
         "## To repeat it",
         "```sh\n" + "\n".join(line.replace("`", "'") for line in commands_to_repeat(evidence)) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = True) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = True) -> str:
     """A Markdown table; all columns but the first are numbers and stand to the right."""
     rule = ["---", *("---:" if right else "---" for _ in head[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
@@ -74,7 +76,7 @@ def _training(course: Course | None) -> list[str]:
         )
         for e in course.epochs
     ]
-    parts = ["## Training progress", _table(head, rows)]
+    parts = ["## Training progress", markdown_table(head, rows)]
     if course.test:
         parts.append(f"Test: loss {loss(course.test.loss)}, token accuracy {percent(course.test.token_accuracy)}.")
     return [*parts, "![Training curves](training_curves.png)"]
@@ -96,12 +98,16 @@ def _scores(card: Scorecard, evidence: Evidence) -> list[str]:
     parts = [
         f"## Scorecard by {plain_cell(card.judge.full)}",
         f"Means of scores from 0 to 10; answers scored: {counted}.",
-        _table(["Dimension", *head], [*dimensions, total]),
+        markdown_table(["Dimension", *head], [*dimensions, total]),
     ]
     share = findings.gap_closed(card)
     if share is not None:
         parts.append(f"Share of the gap to the teacher that was closed: {share * 100:.0f} %.")
-    return [*parts, f"### Prompt by prompt, by {plain_cell(card.judge.full)}", _table(["Prompt", *head], prompts)]
+    return [
+        *parts,
+        f"### Prompt by prompt, by {plain_cell(card.judge.full)}",
+        markdown_table(["Prompt", *head], prompts),
+    ]
 
 
 def _row(values: dict[str, float], contenders: Sequence[str]) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ def _answers(evidence: Evidence) -> list[str]:
             )
         )
     head = ("Contender", "Model", "Answers", "Not ended by itself", "Mean tokens", "Tokens/s")
-    parts = ["## Answers", _table(head, rows)]
+    parts = ["## Answers", markdown_table(head, rows)]
     flagged = [
         f"- {code_cell(a.prompt.id)}, {title_of(a.contender).lower()}: {findings.stop_flag(a)}"
         for a in evidence.generations
@@ -144,7 +150,7 @@ def _cost(scaling: CostScaling | None) -> list[str]:
         for batch in (False, True):
             costs = (money(model.cost(scaling.averages, n, batch=batch)) for n in SCALES)
             rows.append((f"{plain_cell(model.name)}{', in batches' if batch else ''}", *costs))
-    parts = ["## Cost scaling", _table(("Model", *(f"{prompts_at_scale(n)} prompts" for n in SCALES)), rows)]
+    parts = ["## Cost scaling", markdown_table(("Model", *(f"{prompts_at_scale(n)} prompts" for n in SCALES)), rows)]
     if scaling.spent:
         parts.append(f"Paid for this collection: {money(scaling.spent.dollars)} for {scaling.spent.prompts:,} prompts.")
     return [*parts, f"{plain_cell(scaling.basis)} {plain_cell(scaling.projection)}"]

@@ -54,7 +54,14 @@ class _Terms(Record):
 
 
 @dataclass(frozen=True)
-class _Recording:
+class Recording:
+    """One recorded answer.
+
+    Attributes:
+        conversation: Role and content of each turn before it.
+        place: File and line.
+    """
+
     system: str | None
     conversation: tuple[tuple[str, str | None], ...]
     answer: str
@@ -79,8 +86,8 @@ class RecordedTeacher:
         self.spec = f"recorded:{path}"
         root = find_input(Path(path))
         self._terms = _load_terms(root, self.spec)
-        self._answers: dict[tuple[str | None, tuple[tuple[str, str | None], ...]], _Recording] = {}
-        for recording in _load(root):
+        self._answers: dict[tuple[str | None, tuple[tuple[str, str | None], ...]], Recording] = {}
+        for recording in recordings(root):
             first = self._answers.setdefault(recording.key, recording)
             if first.answer != recording.answer:
                 raise InputError(f"{recording.place} and {first.place} answer the same prompt in two ways.")
@@ -117,7 +124,7 @@ class RecordedTeacher:
         """Nothing is held open."""
 
 
-def _load(root: Path) -> Iterator[_Recording]:
+def recordings(root: Path) -> Iterator[Recording]:
     if root.is_dir():
         folder = root / _ANSWERS_FOLDER if (root / _ANSWERS_FOLDER).is_dir() else root
         return _from_folder(folder)
@@ -126,7 +133,7 @@ def _load(root: Path) -> Iterator[_Recording]:
     return _from_jsonl(root)
 
 
-def _from_folder(folder: Path) -> Iterator[_Recording]:
+def _from_folder(folder: Path) -> Iterator[Recording]:
     for path in sorted(folder.glob("*.md")):
         if path.name == "README.md":
             continue
@@ -144,7 +151,7 @@ def _from_folder(folder: Path) -> Iterator[_Recording]:
         yield _recording(None, [Message(role="user", content=head.prompt.strip())], answer, path=path)
 
 
-def _from_jsonl(path: Path) -> Iterator[_Recording]:
+def _from_jsonl(path: Path) -> Iterator[Recording]:
     for line, content in enumerate(_read(path).split("\n"), start=1):
         if not content.strip():
             continue
@@ -167,11 +174,11 @@ def _from_jsonl(path: Path) -> Iterator[_Recording]:
 
 def _recording(
     system: str | None, turns: Iterable[Message], answer: str, *, path: Path, line: int | None = None
-) -> _Recording:
+) -> Recording:
     if not answer.strip():
         raise InputError("the answer is empty.", path=path, line=line)
     conversation = tuple((turn.role, turn.content) for turn in turns)
-    return _Recording(system, conversation, answer, place=f"{path}:{line}" if line else str(path))
+    return Recording(system, conversation, answer, place=f"{path}:{line}" if line else str(path))
 
 
 def _validated(record: type[R], row: object, path: Path, line: int) -> R:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mlx_distill import layout
 from mlx_distill.backends.base import ALONE, NO_TOKENS, Peers, StepStats, Student, total
-from mlx_distill.batches import Batch, in_order, make_batch, padded_width, plan_epoch
+from mlx_distill.batches import Batch, in_order, plan_epoch
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
 from mlx_distill.errors import TrainingError
@@ -23,7 +23,7 @@ from mlx_distill.training import checkpoints
 from mlx_distill.training.checkpoints import Cursor, Sums
 from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.interrupts import Interrupts, deferred
-from mlx_distill.training.planning import rows_at_once
+from mlx_distill.training.planning import micro_batches
 from mlx_distill.training.schedule import learning_rate
 from mlx_distill.training.together import any_of
 
@@ -161,12 +161,7 @@ class Loop:
 
     def _micro_batches(self, batch: Sequence[int]) -> list[Batch]:
         """This process's share of a batch, as it is computed."""
-        rows = batch[self._peers.rank :: self._peers.size]
-        if not len(rows):
-            return []
-        width = padded_width(int(self._train.lengths[rows].max()))
-        size = rows_at_once(self._plan, len(rows), width)
-        return [make_batch(self._train.rows, rows[at : at + size]) for at in range(0, len(rows), size)]
+        return micro_batches(self._plan, self._train, batch[self._peers.rank :: self._peers.size])
 
     def _watch(self, stats: StepStats, rows: Sequence[int]) -> None:
         """End a run that diverges; see `divergence`."""

@@ -9,15 +9,16 @@ gradient checkpointing, which computes each trained layer twice. What is left ov
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mlx_distill.backends.base import Memory, Student
-from mlx_distill.batches import WIDTH_QUANTUM, Batch, padded_width
+from mlx_distill.batches import WIDTH_QUANTUM, Batch, make_batch, padded_width
 from mlx_distill.config import TrainConfig, size_in_bytes
+from mlx_distill.dataset import TokenSplit
 from mlx_distill.errors import ResourceError
 from mlx_distill.run_records import MemoryPlan, PrefixPlace
 
@@ -107,6 +108,14 @@ def rows_at_once(plan: MemoryPlan, rows: int, width: int) -> int:
     return -(-rows // -(-rows // most))
 
 
+def micro_batches(plan: MemoryPlan, split: TokenSplit, rows: Sequence[int]) -> list[Batch]:
+    """Rows of a split as they are computed: padded, and as many at once as fit. Of no rows there are none."""
+    if not rows:
+        return []
+    size = rows_at_once(plan, len(rows), padded_width(int(split.lengths[rows].max())))
+    return [make_batch(split.rows, rows[at : at + size]) for at in range(0, len(rows), size)]
+
+
 def describe(plan: MemoryPlan) -> str:
     """The plan in one sentence."""
     parts = [
@@ -151,13 +160,13 @@ def measure_growth(student: Student, width: int, room: int, *, checkpointing: bo
         checkpointing: The way to measure.
     """
     least = student.measure(_batch(1, WIDTH_QUANTUM), checkpointing=checkpointing)
+    if 4 * least > room:
+        # Not even two such rows: each further token is taken to be as costly as these.
+        return Growth(0.0, least / WIDTH_QUANTUM, 0.0)
     # Twice the width takes up to four times the memory.
     fitting = room * WIDTH_QUANTUM // (4 * max(least, 1))
     narrow = max(WIDTH_QUANTUM, min(width // 2, _HEAD_SATURATED, fitting) // WIDTH_QUANTUM * WIDTH_QUANTUM)
     rows = max(1, min(-(-_HEAD_SATURATED // narrow), fitting // narrow))
-    if 4 * least > room:
-        # Not even two such rows: each further token is taken to be as costly as these.
-        return Growth(0.0, least / WIDTH_QUANTUM, 0.0)
     shapes = [(rows, narrow), (2 * rows, narrow), (rows, 2 * narrow)]
     found = [student.measure(_batch(*shape), checkpointing=checkpointing) for shape in shapes]
     terms = np.array([[1, n * t, n * t * t] for n, t in shapes], dtype=np.float64)

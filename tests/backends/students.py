@@ -65,6 +65,14 @@ def parameters(one: MlxStudent) -> dict[str, NDArray[Any]]:
     return {n.removeprefix("adapter."): v for n, v in one.state().arrays.items() if n.startswith("adapter.")}
 
 
+def replace_model(folder: Path, model: nn.Module, description: dict[str, Any]) -> Path:
+    """Put another model beside a folder's tokenizer."""
+    (folder / "model.safetensors").unlink()
+    save_model(folder, model)
+    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    return folder
+
+
 def quantize(folder: Path, bits: int, *, group_size: int = 32) -> Path:
     model, description = load_model(folder)
     model, description = quantize_model(model, description, group_size=group_size, bits=bits)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from mlx_lm.models.mixtral import Model as Mixtral
 from mlx_lm.models.mixtral import ModelArgs as MixtralArgs
-from mlx_lm.utils import load, save_model
+from mlx_lm.utils import load
 
 from mlx_distill.errors import ConfigError
-from tests.backends.students import mean_loss, over, parameters, quantize, student, trained
+from tests.backends.students import mean_loss, over, parameters, quantize, replace_model, student, trained
 from tests.tiny import make_tiny_model
 
 # Targets
@@ -94,11 +94,7 @@ def experts(tmp_path: Path) -> Path:
         "num_experts_per_tok": 2,
     }
     mx.random.seed(5)
-    model = Mixtral(MixtralArgs.from_dict(description))
-    (folder / "model.safetensors").unlink()
-    save_model(folder, model)
-    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
-    return folder
+    return replace_model(folder, Mixtral(MixtralArgs.from_dict(description)), description)
 
 
 def test_doras_experts_are_refused_with_what_can_be_had(experts: Path) -> None:

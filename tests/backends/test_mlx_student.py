@@ -26,7 +26,7 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import tokenise_split
 from mlx_distill.errors import ModelError
 from mlx_distill.models.tokenizer import load_tokenizer
-from tests.backends.students import random_rows
+from tests.backends.students import random_rows, replace_model
 from tests.tiny import make_tiny_model, make_tokenizer
 from tests.training.runs import make_data, settings
 
@@ -288,11 +288,7 @@ def make_granite(folder: Path, *, logits_scaling: float) -> Path:
         "vocab_size": tokenizer.get_vocab_size(),
     }
     mx.random.seed(2)
-    model = Granite(GraniteArgs.from_dict(description))
-    (folder / "model.safetensors").unlink()
-    save_model(folder, model)
-    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
-    return folder
+    return replace_model(folder, Granite(GraniteArgs.from_dict(description)), description)
 
 
 def test_a_student_with_scaled_logits_trains_by_the_plain_loss(tmp_path: Path, rows: list[TokenRow]) -> None:

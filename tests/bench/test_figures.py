@@ -14,7 +14,6 @@ def timing(backend: str, *epochs: list[float], tokens: int = 100, **changes: obj
         "backend": backend,
         "device": "CPU, float32",
         "ways": "plainly",
-        "parameters": 1000,
         "trainable": 10,
         "first_step_seconds": 3.0,
         "epochs": [Epoch(seconds=sum(steps), tokens=tokens, step_seconds=steps) for steps in epochs],

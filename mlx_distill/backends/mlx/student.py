@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_distill import layout
+from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import Memory, State, StepStats, total
 from mlx_distill.backends.mlx import device
 from mlx_distill.backends.mlx.frozen_rows import InMemory, OnDisk
@@ -129,17 +129,12 @@ class MlxStudent:
 
     def restore(self, state: State) -> None:
         """See `Student.restore`."""
-        groups: dict[str, list[tuple[str, mx.array]]] = {"adapter": [], "optimizer": [], "random": []}
-        for name, value in state.arrays.items():
-            group, _, rest = name.partition(".")
-            if group in groups:
-                groups[group].append((rest, mx.array(value)))
-        self._model.update(tree_unflatten(groups["adapter"]))
-        self._optimizer.restore(groups["optimizer"])
+        self._model.update(tree_unflatten([(name, mx.array(v)) for name, v in state.group("adapter").items()]))
+        self._optimizer.restore((name, mx.array(v)) for name, v in state.group("optimizer").items())
         # A process more than there were goes on with its own seed.
-        if (key := dict(groups["random"]).get(str(self._rank))) is not None:
+        if (key := state.group("random").get(str(self._rank))) is not None:
             # The state itself is read-only; a seed is its two words.
-            mx.random.seed(int(key[0].item()) << 32 | int(key[1].item()))
+            mx.random.seed(int(key[0]) << 32 | int(key[1]))
         mx.eval(self._model.trainable_parameters())
 
     def save_adapter(self, folder: Path) -> None:
@@ -148,8 +143,7 @@ class MlxStudent:
         # Written to a file that Python opened: a full disk is then an OSError.
         with layout.atomic_file(files.adapter) as temporary, temporary.open("wb") as file:
             mx.save_safetensors(file, self._adapter(), metadata={"format": "mlx"})
-        adapter_config = {**self._adapter_config, "model": self._config.model}
-        layout.write_text(files.adapter_config, json.dumps(adapter_config, indent=2) + "\n")
+        write_adapter_config(files, self._adapter_config, self._config)
 
     def load_adapter(self, folder: Path) -> None:
         """See `Student.load_adapter`."""

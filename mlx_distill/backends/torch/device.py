@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -92,6 +94,27 @@ def available_bytes(device: torch.device) -> int:
         return int(torch.mps.recommended_max_memory())
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_bytes()
     return int(total * MEMORY_SHARE)
+
+
+def grown_by(device: torch.device, work: Callable[[], None]) -> int:
+    """How far the memory of a GPU grows, at its most, while something is computed."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        wait(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    torch.mps.empty_cache()
+    before = torch.mps.driver_allocated_memory()
+    work()
+    wait(device)
+    # Freed buffers stay in the pool: what it has grown by is the peak.
+    return int(torch.mps.driver_allocated_memory() - before)
+
+
+def random_of(device: torch.device) -> Any:
+    """The module that holds a GPU's random state."""
+    return torch.mps if device.type == "mps" else torch.cuda
 
 
 class Peak:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mlx_distill import layout
+from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import NO_TOKENS, Memory, State, StepStats
 from mlx_distill.backends.torch import device as devices
 from mlx_distill.backends.torch.loading import attach_adapter, load_frozen, put
@@ -70,7 +69,11 @@ class TorchStudent:
         """See `Student.measure`."""
         self._checkpoint(checkpointing)
         self._model.train()
-        found = self._profiled(batch) if self._device.type == "cpu" else self._grown(batch)
+        found = (
+            self._profiled(batch)
+            if self._device.type == "cpu"
+            else devices.grown_by(self._device, lambda: self._differentiate(batch))
+        )
         self._optimizer.zero_grad()
         return found
 
@@ -122,29 +125,25 @@ class TorchStudent:
         arrays |= {f"optimizer.{name}": value for name, value in self._optimizer.arrays().items()}
         arrays["torch.cpu"] = torch.get_rng_state().numpy().copy()
         if self._device.type != "cpu":
-            arrays["torch.device"] = self._random().get_rng_state().cpu().numpy().copy()
+            arrays["torch.device"] = devices.random_of(self._device).get_rng_state().cpu().numpy().copy()
         return State(arrays)
 
     def restore(self, state: State) -> None:
         """See `Student.restore`. The random state of another backend says nothing here."""
-        groups: dict[str, dict[str, NDArray[np.generic]]] = {"adapter": {}, "optimizer": {}, "torch": {}}
-        for name, value in state.arrays.items():
-            group, _, rest = name.partition(".")
-            groups.setdefault(group, {})[rest] = value
-        put(self._trained, groups["adapter"])
-        self._optimizer.restore(groups["optimizer"])
-        if "cpu" in groups["torch"]:
-            torch.set_rng_state(torch.from_numpy(groups["torch"]["cpu"].copy()))
-        if "device" in groups["torch"] and self._device.type != "cpu":
-            self._random().set_rng_state(torch.from_numpy(groups["torch"]["device"].copy()))
+        put(self._trained, state.group("adapter"))
+        self._optimizer.restore(state.group("optimizer"))
+        random = state.group("torch")
+        if "cpu" in random:
+            torch.set_rng_state(torch.from_numpy(random["cpu"].copy()))
+        if "device" in random and self._device.type != "cpu":
+            devices.random_of(self._device).set_rng_state(torch.from_numpy(random["device"].copy()))
 
     def save_adapter(self, folder: Path) -> None:
         """See `Student.save_adapter`."""
         files = layout.RunFolder(folder)
         with layout.atomic_file(files.adapter) as temporary:
             save_file(self._adapter(), temporary, metadata={"format": "mlx"})
-        adapter_config = {**self._adapter_config, "model": self._config.model}
-        layout.write_text(files.adapter_config, json.dumps(adapter_config, indent=2) + "\n")
+        write_adapter_config(files, self._adapter_config, self._config)
 
     def load_adapter(self, folder: Path) -> None:
         """See `Student.load_adapter`."""
@@ -172,31 +171,18 @@ class TorchStudent:
             raise _explained(error) from error
         return loss, (picked.argmax(-1) == targets).sum()
 
+    def _differentiate(self, batch: Batch) -> None:
+        loss, _ = self._forward(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def _profiled(self, batch: Batch) -> int:
         """The peak of what torch's profiler sees allocated and freed on the CPU."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-            loss, _ = self._forward(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._differentiate(batch)
         events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
         changes = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
         return int(changes.max(initial=0))
-
-    def _grown(self, batch: Batch) -> int:
-        """How far the device's memory grows."""
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            before = torch.cuda.memory_allocated(self._device)
-        else:
-            torch.mps.empty_cache()
-            before = torch.mps.driver_allocated_memory()
-        loss, _ = self._forward(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        devices.wait(self._device)
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device) - before)
-        # Freed buffers stay in the pool: what it has grown by is the peak.
-        return int(torch.mps.driver_allocated_memory() - before)
 
     def _checkpoint(self, wanted: bool) -> None:
         base = self._model.get_base_model()  # type: ignore[operator]
@@ -204,9 +190,6 @@ class TorchStudent:
             base.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         else:
             base.activation_checkpointing_disable()
-
-    def _random(self) -> Any:
-        return torch.mps if self._device.type == "mps" else torch.cuda
 
     def _seed(self) -> None:
         torch.manual_seed(self._config.seed)
