@@ -6,15 +6,12 @@ description is the help text; its default stands here and nowhere else.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlx_distill.errors import ConfigError, InputError
-from mlx_distill.settings import ARGUMENT, Settings, parse_settings
+from mlx_distill.settings import ARGUMENT, Settings
 
 DEFAULT_STUDENT = "Qwen/Qwen2.5-1.5B-Instruct"
 
@@ -224,6 +221,68 @@ class FuseConfig(Settings):
 
     run: Path = Field(description="Folder of the training run.", json_schema_extra=ARGUMENT)
     out: Path | None = Field(None, description="Folder of the fused model.  [default: RUN/fused]")
+    quantized_base: Literal["auto", "dequantize", "requantize"] = Field(
+        "auto",
+        description="Weights of a model fused from a quantized base: quantized again as they were where that says the "
+        "same as the adapter, else dequantized; or always the one or the other.",
+    )
+    data: Path | None = Field(
+        None, description="Data set whose held-out rows are read to check it.  [default: the run's own]"
+    )
+
+
+class ExportConfig(Settings):
+    """Write an adapter or a fused model in another tool's format."""
+
+    source: Path = Field(description="Folder of a training run, or of a fused model.", json_schema_extra=ARGUMENT)
+    to: Literal["peft", "hf", "mlx", "gguf", "ollama"] = Field(
+        description="peft: the adapter alone; hf, mlx, gguf: the fused model; ollama: the same with a Modelfile."
+    )
+    out: Path | None = Field(None, description="Folder of the result.  [default: RUN/export/FORMAT]")
+    quantize: Literal["4", "8"] | None = Field(None, description="Bits of the weights of an mlx export.  [default: 16]")
+    gguf_type: Literal["f16", "q8_0"] = Field("f16", description="Type of the weights of a gguf or ollama export.")
+    verify: bool = Field(True, description="Load the result with its own consumer and hold it against the student.")
+
+
+class ImportAdapterConfig(Settings):
+    """Make a run of an adapter that PEFT wrote."""
+
+    source: Path = Field(description="Folder with adapter_model.safetensors.", json_schema_extra=ARGUMENT)
+    run: Path = Field(description="Folder of the run to make, such as adapters/NAME.")
+    model: str | None = Field(None, description="Base model.  [default: the one that the adapter names]")
+
+
+class ShareConfig(Settings):
+    """Publish a run on the Hugging Face Hub, with a model card."""
+
+    run: Path = Field(description="Folder of the training run.", json_schema_extra=ARGUMENT)
+    repo: str = Field(description="Where to: organisation/name.")
+    what: Literal["adapter", "fused", "both"] = Field("adapter", description="What to publish.")
+    comparison: Path | None = Field(
+        None, description="Folder of the comparison whose scores the card shows.  [default: visuals/NAME of the run]"
+    )
+    data: bool = Field(False, description="Publish the training rows too, where the teacher's terms allow it.")
+    public: bool = Field(False, description="Make a new repository public.  [default: private]")
+    dry_run: bool = Field(False, description="Show every file and the card, and send nothing. Needs no token.")
+    message: str | None = Field(None, description="Of the commit.")
+
+
+class PullConfig(Settings):
+    """Take a shared adapter from the Hugging Face Hub."""
+
+    repo: str = Field(description="organisation/name, with @revision if wanted.", json_schema_extra=ARGUMENT)
+    run: Path | None = Field(None, description="Folder of the run to make.  [default: adapters/NAME]")
+
+
+class ChatConfig(Settings):
+    """Talk with the base model and the distilled student side by side."""
+
+    run: Path = Field(description="Folder of the training run.", json_schema_extra=ARGUMENT)
+    only: Literal["base", "distilled"] | None = Field(None, description="Talk with one of them.")
+    system: str | None = Field(None, description="System prompt of both.")
+    max_tokens: int = Field(1024, gt=0, description="Token limit of an answer.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the sampling.")
 
 
 class CompareConfig(Settings):
@@ -266,118 +325,3 @@ class DoctorConfig(Settings):
     """Show what this machine has, and how to get what it lacks."""
 
     speed: bool = Field(True, description="Measure the speed of a matrix product.")
-
-
-class Recipe(Settings):
-    """The whole line, from prompts to report."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the folders under data/, adapters/ and visuals/."
-    )
-    prompts: PromptsConfig
-    collect: CollectConfig
-    train: TrainConfig
-    fuse: FuseConfig
-    compare: CompareConfig
-    judge: JudgeConfig
-    report: ReportConfig
-
-
-#: Keys of a recipe that follow from its name or from another step, unless given.
-_DERIVED: dict[str, str] = {
-    "prompts.out": "data/{name}/prompts.jsonl",
-    "collect.prompts": "{prompts.out}",
-    "collect.out": "data/{name}",
-    "train.data": "{collect.out}",
-    "train.run": "adapters/{name}",
-    "fuse.run": "{train.run}",
-    "compare.run": "{train.run}",
-    "compare.teacher": "{collect.teacher}",
-    "compare.fused": "{fuse.out}",
-    "compare.out": "visuals/{name}",
-    "judge.comparison": "{compare.out}",
-    "report.comparison": "{compare.out}",
-}
-
-
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply `KEY=VALUE` overrides to it.
-
-    Args:
-        path: A TOML file.
-        overrides: `train.epochs=3` and the like; values are read as TOML, else taken as text.
-
-    Raises:
-        InputError: The file is missing or is not TOML.
-        ConfigError: A key is unknown (the nearest known one is named), missing, or its value cannot be.
-    """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(
-            "no such recipe.", path=path, hint="A first one:  mlx-distill demo --show-recipe > recipe.toml"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}.", path=path) from None
-    except RecursionError:
-        raise InputError("not valid TOML: nested too deeply.", path=path) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}.", path=path) from None
-    for override in overrides:
-        _override(tree, override)
-    derived = _derive(tree, where=str(path))
-    return parse_settings(Recipe, tree, where=str(path), derived=derived)
-
-
-def split_override(override: str) -> tuple[list[str], str]:
-    """The parts of the key and the text of the value of `train.epochs=3` and the like.
-
-    Raises:
-        ConfigError: It has no key or no `=`.
-    """
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"--set {override}: expected KEY=VALUE.", hint="For example:  --set train.epochs=3")
-    return parts, text
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    (*sections, leaf), text = split_override(override)
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    # Text of several lines can read as more keys than one: then it is just text.
-    value = parsed["value"] if parsed.keys() == {"value"} else text
-    at = tree
-    for section in sections:
-        at = at.setdefault(section, {})
-        if not isinstance(at, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section.")
-    at[leaf] = value
-
-
-def _derive(tree: dict[str, Any], *, where: str) -> set[str]:
-    """Fill in what follows from other keys; returns which keys these are."""
-    for section in Recipe.model_fields:
-        if section != "name" and not isinstance(tree.setdefault(section, {}), dict):
-            raise ConfigError(f"{where}: {section} must be a section: [{section}]")
-    derived = set()
-
-    def lookup(key: str) -> Any:
-        at: Any = tree
-        for part in key.split("."):
-            at = at.get(part) if isinstance(at, Mapping) else None
-        return at
-
-    for key, pattern in _DERIVED.items():
-        section, leaf = key.split(".")
-        if leaf in tree[section]:
-            continue
-        source = pattern.strip("{}")
-        value = lookup(source) if pattern == f"{{{source}}}" else pattern.format(name=tree.get("name", ""))
-        if value is not None:
-            tree[section][leaf] = value
-            derived.add(key)
-    return derived

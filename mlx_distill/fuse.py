@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mlx_distill import layout
 from mlx_distill.config import FuseConfig
-from mlx_distill.errors import FolderError, ModelError
+from mlx_distill.errors import ModelError
 from mlx_distill.models.resolve import resolve
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.runs import FusedRecord, read_run
+from mlx_distill.runs import FusedRecord, read_run, require_own_folder
 
 #: Raised when a change makes the same adapter give another fused model.
 CODE_FORMAT = 1
@@ -50,7 +50,7 @@ def fuse(config: FuseConfig, progress: Progress = SILENT) -> FusedRecord:
     run = read_run(config.run)
     files = layout.RunFolder(config.run)
     out = fused_folder(config)
-    _refuse_foreign(out)
+    require_own_folder(out, layout.fused_record(out), "a fused model")
     base = resolve(run.model.spec, progress=progress)
     if base.revision != run.model.revision:
         raise ModelError(
@@ -82,10 +82,3 @@ def fuse(config: FuseConfig, progress: Progress = SILENT) -> FusedRecord:
                 layout.fused_record(temporary), record.model_dump_json(indent=2, exclude_none=True) + "\n"
             )
     return record
-
-
-def _refuse_foreign(out: Path) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and not layout.fused_record(out).exists():
-        raise FolderError(f"{out} exists and is not a fused model of ours.", hint="Choose another --out.")

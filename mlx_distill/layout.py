@@ -1,8 +1,7 @@
 """Every file name the project uses, and the safe ways to write, read and lock files.
 
-A file is written to a temporary name beside it, fsynced, then renamed: a reader sees the old content
-or the new, never half. Rows that arrive one at a time (metrics, generations) are appended and fsynced, and a
-half-written last line, which only a crash can leave, is dropped on reading.
+A file is written to a temporary name beside it, fsynced, then renamed: a reader sees the old content or the new, never
+half. Rows that arrive one at a time are appended and fsynced; half a last line, left by a crash, is dropped on reading.
 """
 
 from __future__ import annotations
@@ -93,6 +92,9 @@ class RunFolder:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    def export(self, kind: str) -> Path:
+        return self.root / "export" / kind
+
 
 @dataclass(frozen=True)
 class BenchFolder:
@@ -152,6 +154,11 @@ def stamp(folder: Path, step: str) -> Path:
 def fused_record(folder: Path) -> Path:
     """Beside the weights of a fused model: what it was made from."""
     return folder / "mlx_distill_fused.json"
+
+
+def export_record(folder: Path) -> Path:
+    """The same, beside an export."""
+    return folder / "mlx_distill_export.json"
 
 
 def models_cache() -> Path:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_distill import layout
-from mlx_distill.config import Recipe
 from mlx_distill.errors import ConfigError, InputError, OccupiedError, TeacherError
 from mlx_distill.progress import SILENT, Progress
+from mlx_distill.recipe import Recipe
 from mlx_distill.records import Record, content_hash
 from mlx_distill.settings import Settings
 

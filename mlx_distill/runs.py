@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_distill import layout
-from mlx_distill.errors import InputError, ModelError
+from mlx_distill.errors import FolderError, InputError, ModelError
 from mlx_distill.records import Record
 from mlx_distill.run_records import RunRecord
 
@@ -65,3 +65,20 @@ def read_fused(folder: Path, run: Path) -> FusedRecord:
     if record.adapter_sha256 != layout.file_sha256(layout.RunFolder(run).adapter):
         raise ModelError(f"{folder} was fused from another adapter than {run} now holds.", hint=hint)
     return record
+
+
+def require_own_folder(out: Path, marker: Path, what: str) -> None:
+    """Refuse to replace a folder that holds something else.
+
+    Args:
+        out: May be missing, empty, or hold an earlier result.
+        marker: The file in it that says so.
+        what: The result, with its article.
+
+    Raises:
+        FolderError: It holds something else.
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and not marker.exists():
+        raise FolderError(f"{out} exists and is not {what} of ours.", hint="Choose another --out.")

@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 import mlx_distill
 from mlx_distill import config as config_module
 from mlx_distill.cli.main import COMMANDS, main
-from mlx_distill.config import CollectConfig, Recipe, TrainConfig, load_recipe
+from mlx_distill.config import CollectConfig, TrainConfig
 from mlx_distill.errors import ConfigError, InputError
+from mlx_distill.recipe import Recipe, load_recipe
 from mlx_distill.settings import Settings, kinds_of, known_keys, parse_settings
 
 MINIMAL = """
@@ -36,7 +37,7 @@ prompts = "held.txt"
 GROUPS: list[type[Settings]] = [
     found
     for found in vars(config_module).values()
-    if isinstance(found, type) and issubclass(found, Settings) and found not in (Settings, Recipe)
+    if isinstance(found, type) and issubclass(found, Settings) and found is not Settings
 ]
 
 

@@ -22,19 +22,21 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "progress"),
     ("records", "run_records", "settings"),
     ("config",),
+    ("recipe",),
     ("layout", "locks", "pricing", "batches", "code_blocks"),
-    ("rows", "tokenising", "token_store", "token_cache"),
+    ("rows", "tokenising", "token_store", "token_cache", "agreement"),
     ("models", "prompts", "dataset", "ledger", "ledger_records", "ledger_schema", "execution", "runs", "run_list"),
+    ("probing",),
     ("backends",),
     ("teachers",),
     ("asking", "budget", "committing", "quality"),
-    ("collect", "training", "fuse", "compare", "judges", "report", "doctor"),
+    ("collect", "training", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor"),
     ("pipeline", "bench"),
     ("cli", "__main__"),
 )
 
 #: Steps meet on disk: none imports another.
-STEPS = ("collect", "training", "fuse", "compare", "judges", "report", "doctor")
+STEPS = ("collect", "training", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor")
 
 #: (importer, imported) → why it may.
 EXCEPTIONS = {
@@ -77,6 +79,9 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "pydantic_core": EVERYWHERE,
     "numpy": (
         "batches",
+        "agreement",
+        "probing",
+        "export",
         "tokenising",
         "token_store",
         "dataset",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlx_distill.config import Recipe, load_recipe
+from mlx_distill.recipe import Recipe, load_recipe
 from mlx_distill.pipeline import walk
 from mlx_distill.progress import Progress
 

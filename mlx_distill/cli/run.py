@@ -9,9 +9,9 @@ import click
 
 from mlx_distill.cli.command import example_block, json_option, run_guarded
 from mlx_distill.cli.console import Summary, TerminalProgress
-from mlx_distill.config import Recipe, load_recipe, split_override
 from mlx_distill.errors import ConfigError
 from mlx_distill.pipeline import STEPS
+from mlx_distill.recipe import Recipe, load_recipe, split_override
 
 KEEPS = "Every finished step stands, and the step under way keeps what it has; the same command goes on from there."
 

@@ -5,6 +5,7 @@ Does not load the model: that the weights fit the architecture shows when a back
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -97,6 +98,20 @@ def rotary_settings(folder: Path) -> dict[str, Any]:
     if stated.get("rope_type", "default") != "default":
         settings["rope_scaling"] = {key: value for key, value in stated.items() if key != "rope_theta"}
     return settings
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """The tokens that end an answer, as the model's own files name them; none where they do not.
+
+    Raises:
+        ModelError: `config.json` is missing, or is not a JSON object.
+    """
+    named = [read_config(folder).get("eos_token_id")]
+    # Optional, and of no use where it is broken.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        named.append(json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"])
+    tokens = [token for one in named for token in (one if isinstance(one, list) else [one])]
+    return {token for token in tokens if isinstance(token, int)}
 
 
 def licence(folder: Path) -> str | None:
