@@ -185,7 +185,9 @@ def agreement(probe: Probe, reference: Observation, found: Observation) -> Agree
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    total: NDArray[np.float64] = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    logarithms: NDArray[np.float64] = shifted - total
+    return logarithms
 
 
 def _greedy_agreement(reference: tuple[tuple[int, ...], ...], found: tuple[tuple[int, ...], ...]) -> float | None:

@@ -89,8 +89,8 @@ def _held_out(data: Path | None, tokenizer: Any, max_length: int, progress: Prog
             progress.say(f"{error.message} Other rows are taken to look at the model.")
             continue
         # Some of the whole file, not its beginning: rows of one kind often stand together.
-        which = np.unique(np.linspace(0, len(split.rows) - 1, MAX_ROWS).astype(int)) if len(split.rows) else []
-        if found := [asked for at in which if (asked := _of_row(split.rows[int(at)])) is not None]:
+        which = _spread(range(len(split.rows)), MAX_ROWS)
+        if found := [asked for at in which if (asked := _of_row(split.rows[at])) is not None]:
             return found
     progress.say(f"{data} has no rows any more; prompts of our own are taken to look at the model.")
     return []

@@ -56,13 +56,14 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "anthropic": ("teachers.anthropic", "teachers.anthropic_batch"),
     "openai": ("teachers.openai",),
     "matplotlib": ("report.charts",),
-    "gguf": ("models",),
+    "gguf": ("models", "export"),
+    "xllamacpp": ("backends.llama_cpp",),
     "tokenizers": ("models",),
     "transformers": ("models", "backends.torch", "bench.peers"),
     "peft": ("backends.torch", "bench.peers"),
-    "huggingface_hub": ("models.hub", "doctor"),
-    "safetensors": ("models", "training.checkpoints", "backends"),
-    "httpx2": ("models.hub", "doctor", "teachers"),
+    "huggingface_hub": ("models.hub", "doctor", "share"),
+    "safetensors": ("models", "training.checkpoints", "backends", "export"),
+    "httpx2": ("models.hub", "doctor", "teachers", "share"),
     "jinja2": ("rows", "report.page", "backends.mlx.generation"),
     "pygments": ("report.prose",),
     "markdown_it": ("code_blocks", "report.prose"),
@@ -107,10 +108,10 @@ BROUGHT_BY = {
 #: Imported by no module while it is itself imported, only inside functions: each costs 50 ms or more.
 HEAVY = (
     *("mlx", "mlx_lm", "torch", "peft", "matplotlib", "transformers", "huggingface_hub", "gguf", "rich"),
-    *("tensorboardX", "trackio", "wandb", "trl", "datasets"),
+    *("tensorboardX", "trackio", "wandb", "trl", "datasets", "xllamacpp"),
 )
 #: Where even that is allowed, as nothing imports these modules but functions that need them.
-HEAVY_AT_HOME = ("backends.mlx", "backends.torch", "report.charts")
+HEAVY_AT_HOME = ("backends.mlx", "backends.torch", "backends.llama_cpp", "report.charts")
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,18 @@ def test_a_module_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["prompts", "collect.run", "training.run", "fuse", "compare", "judges.run", "report.run", "pipeline", "bench.run"],
+    [
+        "prompts",
+        "collect.run",
+        "training.run",
+        "fuse",
+        "export.run",
+        "share.run",
+        "compare",
+        "judges.run",
+        "report.run",
+        "pipeline",
+    ],
 )
 def test_a_step_says_what_it_reads_and_writes(name: str) -> None:
     text = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mlx_distill.recipe import Recipe, load_recipe
 from mlx_distill.pipeline import walk
 from mlx_distill.progress import Progress
+from mlx_distill.recipe import Recipe, load_recipe
 
 PROMPTS = 14
 HELD_OUT = ("Sort a list.", "Reverse a string.")
