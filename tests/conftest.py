@@ -20,6 +20,9 @@ from pathlib import Path
 
 import pytest
 
+# Before a command that is called in this process leaves torch out of it: other tests need it.
+import transformers  # noqa: F401
+
 # Before any test imports MLX: it loads the fast BLAS. Without it, the real model takes ten times as long.
 import mlx_distill.backends.mlx  # noqa: F401
 from mlx_distill.models.resolve import resolve

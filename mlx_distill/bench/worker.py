@@ -27,7 +27,7 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits
 from mlx_distill.errors import MlxDistillError
 from mlx_distill.models.resolve import resolve
-from mlx_distill.models.tokenizer import load_tokenizer
+from mlx_distill.models.tokenizer import leave_out_torch, load_tokenizer
 from mlx_distill.run_records import MemoryPlan
 from mlx_distill.training.planning import Tokens, micro_batches, plan_memory, rows_at_once
 from mlx_distill.training.run import student_maker
@@ -132,8 +132,7 @@ def main() -> int:
     try:
         task = layout.read_record(task_file, Task)
         if task.peer is None and task.config["backend"] != "torch":
-            # transformers, here for its tokenizer, would load it where it is installed: 250 MB and seconds.
-            sys.modules["torch"] = None  # type: ignore[assignment]
+            leave_out_torch()
         timing = (measure_peer if task.peer else measure)(task, started)
     except MlxDistillError as error:
         sys.stderr.write(f"{error}\n")

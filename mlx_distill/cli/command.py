@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from mlx_distill.cli import exits
 from mlx_distill.cli.console import Summary, TerminalProgress
 from mlx_distill.errors import ConfigError, MlxDistillError
+from mlx_distill.models.tokenizer import leave_out_torch
 from mlx_distill.progress import Progress
 from mlx_distill.settings import Settings, kinds_of, parse_settings
 
@@ -48,6 +49,8 @@ def command(
                 config = parse_settings(settings, given, where="usage")
             except ConfigError as error:
                 raise click.UsageError(_as_flags(error.message.removeprefix("usage: "), settings)) from None
+            if getattr(config, "backend", None) != "torch":
+                leave_out_torch()
             run_guarded(
                 lambda: body(config, TerminalProgress()),
                 as_json=as_json,

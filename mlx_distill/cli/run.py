@@ -10,6 +10,7 @@ import click
 from mlx_distill.cli.command import example_block, json_option, run_guarded
 from mlx_distill.cli.console import Summary, TerminalProgress
 from mlx_distill.errors import ConfigError
+from mlx_distill.models.tokenizer import leave_out_torch
 from mlx_distill.pipeline import STEPS
 from mlx_distill.recipe import Recipe, load_recipe, split_override
 
@@ -54,6 +55,8 @@ def walk_recipe(path: Path, overrides: Sequence[str], force: Sequence[str], *, a
         from mlx_distill.pipeline import walk
 
         recipe = load_recipe(path, overrides)
+        if recipe.train.backend != "torch":
+            leave_out_torch()
         outcomes = walk(recipe, force=force, progress=TerminalProgress())
         lines = [f"{o.step:<8} {o.status:<10} {o.seconds:>7.1f} s" for o in outcomes]
         data = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             hint="Copy the tokenizer files of the model it was made from into it, or download it again.",
         ) from error
     return tokenizer
+
+
+def leave_out_torch() -> None:
+    """Let this process have no torch, for what does not compute with it; before anything imports transformers.
+
+    transformers imports it with its tokenizers where it is installed: 250 MB of memory and some seconds. Where it is
+    there already, it stays: transformers decides once what it can do.
+    """
+    if "transformers" not in sys.modules and "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
 
 
 def require_chat_template(tokenizer: Any, spec: str) -> None:
