@@ -10,17 +10,23 @@ Writes: FOLDER/{logits.npy,greedy.json}, where it is told to.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_distill.records import Record
+from mlx_distill.run_records import Agreement, ProbeSource
+
+__all__ = ["Agreement", "Observation", "ObservationWriter", "Probe", "ProbeRow", "agreement"]
 
 #: Positions read at once: of a vocabulary of 150,000, these take some 40 MB in float64.
 _CHUNK = 32
+
+_LOGITS = np.dtype("<f4")
 
 
 class ProbeRow(Record):
@@ -48,43 +54,19 @@ class Probe(Record):
         prompts: To answer greedily, as tokens.
         greedy_tokens: Of each answer, at most.
         end_tokens: Each ends an answer; it is no part of it.
+        source: The split that the rows are from; "prompts" where they are of our own.
     """
 
     rows: tuple[ProbeRow, ...]
     prompts: tuple[tuple[int, ...], ...] = ()
     greedy_tokens: int = 64
     end_tokens: tuple[int, ...] = ()
+    source: ProbeSource = "prompts"
 
     @property
     def positions(self) -> int:
         """Of all rows."""
         return sum(len(row.positions) for row in self.rows)
-
-
-class Agreement(Record):
-    """How far two models are apart on a probe. The first is the reference.
-
-    Attributes:
-        positions: Whose logits were compared.
-        largest_difference: Of two logits of one token.
-        mean_difference: Mean absolute difference, over all tokens of all positions.
-        kl: Mean Kullback-Leibler divergence of the second from the reference, in nats a position.
-        same_choice: Share of positions where both hold the same token for the likeliest.
-        loss_reference: Mean cross-entropy of the token that follows, in nats.
-        loss: The same, of the second.
-        answers: Compared.
-        greedy_agreement: Share of the tokens of the greedy answers, up to the first that differs; None without any.
-    """
-
-    positions: int
-    largest_difference: float
-    mean_difference: float
-    kl: float
-    same_choice: float
-    loss_reference: float
-    loss: float
-    answers: int = 0
-    greedy_agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +91,8 @@ class Observation:
 class ObservationWriter:
     """Writes an observation row by row, so that the logits of one row at a time are in memory.
 
+    Nothing is mapped: a disk that is full is then an OSError, not the end of the process.
+
     Args:
         folder: Made where it is not there.
     """
@@ -117,40 +101,54 @@ class ObservationWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._probe = probe
-        self._logits: Any = None
+        self._width = 0
         self._filled = 0
 
     def add_row(self, logits: NDArray[np.float32]) -> None:
-        """Write the logits of the next row of the probe.
+        """Write the logits of the next row of the probe; or, in their order, of some of its positions.
 
         Args:
             logits: (its positions, vocabulary).
+
+        Raises:
+            OSError: They cannot be written, as on a full disk.
+            ValueError: They are more than the probe asks for, or of another width than those before.
         """
-        if self._logits is None:
-            self._logits = np.lib.format.open_memmap(
-                self._folder / "logits.npy",
-                mode="w+",
-                dtype=np.float32,
-                shape=(self._probe.positions, logits.shape[1]),
-            )
-        self._logits[self._filled : self._filled + len(logits)] = logits
+        self._width = self._width or logits.shape[1]
+        if self._filled + len(logits) > self._probe.positions or logits.shape[1] != self._width:
+            raise ValueError("an observation has one row of logits for each position of the probe")
+        with (self._folder / "logits.npy").open("ab" if self._filled else "wb") as file:
+            if not self._filled:
+                shape = (self._probe.positions, self._width)
+                head = {"descr": np.lib.format.dtype_to_descr(_LOGITS), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, head)
+            file.write(np.ascontiguousarray(logits, dtype=_LOGITS).data)
         self._filled += len(logits)
 
-    def finish(self, greedy: list[list[int]]) -> None:
-        """Write the greedy answers, in the order of the prompts, and close the files."""
+    def finish(self, greedy: Sequence[Sequence[int]]) -> None:
+        """Write the greedy answers, in the order of the prompts.
+
+        Raises:
+            OSError: They cannot be written, as on a full disk.
+            ValueError: Something of the probe is not answered.
+        """
         if self._filled != self._probe.positions or len(greedy) != len(self._probe.prompts):
             raise ValueError("an observation must answer the whole probe")
-        self._logits.flush()
-        self._logits = None
-        (self._folder / "greedy.json").write_text(json.dumps(greedy), encoding="utf-8")
+        (self._folder / "greedy.json").write_text(json.dumps([list(answer) for answer in greedy]), encoding="utf-8")
 
 
 def agreement(probe: Probe, reference: Observation, found: Observation) -> Agreement:
     """Hold one model's observation against another's.
 
     Vocabularies that are padded to different sizes are compared up to the smaller: beyond it there are no tokens.
-    Differences and divergence are of float64.
+    Differences and divergence are of float64. A logit that is no finite number makes them none either (see
+    `Agreement.finite`).
     """
+    with np.errstate(invalid="ignore"):
+        return _agreement(probe, reference, found)
+
+
+def _agreement(probe: Probe, reference: Observation, found: Observation) -> Agreement:
     width = min(reference.logits.shape[1], found.logits.shape[1])
     targets = np.array([token for row in probe.rows for token in row.targets])
     total = len(targets)

@@ -9,6 +9,8 @@ Writes: `.steps/STEP.json` in each step's folder, beside what the steps write.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ STEPS = ("prompts", "collect", "train", "fuse", "compare", "judge", "report")
 
 
 class FileMark(Record):
-    """What a file held. Size and time tell cheaply that it has not changed; the hash tells for sure."""
+    """What a file held. Size and time tell cheaply that it has not changed; the hash (see `_digest`) tells for sure."""
 
     size: int
     mtime_ns: int
@@ -173,16 +175,25 @@ def _same(path: Path, mark: FileMark) -> bool:
     if not path.is_file():
         return False
     stat = path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == (mark.size, mark.mtime_ns):
-        return True
-    return stat.st_size == mark.size and layout.file_sha256(path) == mark.sha256
+    return (stat.st_size, stat.st_mtime_ns) == (mark.size, mark.mtime_ns) or _digest(path) == mark.sha256
+
+
+def _digest(path: Path) -> str:
+    """Of what a file holds; of a run's record without what `fuse` adds to it, or training would then look changed."""
+    if path == layout.RunFolder(path.parent).record:
+        with contextlib.suppress(ValueError):
+            record = json.loads(path.read_bytes())
+            if isinstance(record, dict):
+                record.pop("fusing", None)
+            return content_hash(record)
+    return layout.file_sha256(path)
 
 
 def _write_stamp(step: Step) -> None:
     files = {}
     for path in (*step.reads, *step.writes):
         stat = path.stat()
-        files[str(path)] = FileMark(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=layout.file_sha256(path))
+        files[str(path)] = FileMark(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=_digest(path))
     stamp = Stamp(setting=step.setting, files=files)
     layout.write_text(layout.stamp(step.folder, step.name), stamp.model_dump_json(indent=2) + "\n")
 
@@ -262,11 +273,13 @@ def _fuse(recipe: Recipe) -> Step:
     run = layout.RunFolder(config.run)
     out = fusing.fused_folder(config)
     weights = sorted(out.glob("*.safetensors")) or [out / "model.safetensors"]
+    # Rows of the run's own data: with them the adapter has changed, too.
+    named = [layout.DataFolder(config.data).split(name) for name in layout.SPLITS] if config.data else []
     return Step(
         "fuse",
         config,
         run.root,
-        [run.adapter],
+        [run.adapter, *(path for path in named if path.is_file())],
         [layout.fused_record(out), *weights],
         fusing.CODE_FORMAT,
         lambda progress: fusing.fuse(config, progress),

@@ -20,6 +20,7 @@ from mlx_distill.models.folder import end_tokens
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Split
+from mlx_distill.run_records import ProbeSource
 
 #: Rows read, positions whose logits are kept in all, and rows whose answer is written: with a vocabulary of 150,000
 #: an observation takes 300 MB on disk.
@@ -61,7 +62,10 @@ def make_probe(
     """
     tokenizer: Any = load_tokenizer(model)
     require_chat_template(tokenizer, str(model))
-    asked = _held_out(data, tokenizer, max_length, progress) or [_own(tokenizer, text) for text in _PROMPTS]
+    source, asked = _held_out(data, tokenizer, max_length, progress) or (
+        "prompts",
+        [_own(tokenizer, text) for text in _PROMPTS],
+    )
     share = max(1, MAX_POSITIONS // len(asked))
     end = {tokenizer.eos_token_id, *end_tokens(model)}
     return Probe(
@@ -69,6 +73,7 @@ def make_probe(
         prompts=tuple(prompt for _, prompt in asked[:MAX_PROMPTS]),
         greedy_tokens=greedy_tokens,
         end_tokens=tuple(sorted(token for token in end if token is not None)),
+        source=source,
     )
 
 
@@ -76,24 +81,27 @@ def make_probe(
 _Asked = tuple[ProbeRow, tuple[int, ...]]
 
 
-def _held_out(data: Path | None, tokenizer: Any, max_length: int, progress: Progress) -> list[_Asked]:
+def _held_out(
+    data: Path | None, tokenizer: Any, max_length: int, progress: Progress
+) -> tuple[ProbeSource, list[_Asked]] | None:
     if data is None:
-        return []
-    files = layout.DataFolder(data)
-    for path in (files.split(name) for name in _PREFERRED):
+        return None
+    for name in _PREFERRED:
+        path = layout.DataFolder(data).split(name)
         try:
             if not path.is_file() or path.stat().st_size == 0:
                 continue
             split = tokenise_split(path, tokenizer, max_length=max_length)
-        except MlxDistillError as error:
-            progress.say(f"{error.message} Other rows are taken to look at the model.")
+        except (MlxDistillError, OSError) as error:
+            reason = error.message if isinstance(error, MlxDistillError) else f"{path}: {error.strerror}."
+            progress.say(f"{reason} Other rows are taken to look at the model.")
             continue
         # Some of the whole file, not its beginning: rows of one kind often stand together.
         which = _spread(range(len(split.rows)), MAX_ROWS)
         if found := [asked for at in which if (asked := _of_row(split.rows[at])) is not None]:
-            return found
+            return name, found
     progress.say(f"{data} has no rows any more; prompts of our own are taken to look at the model.")
-    return []
+    return None
 
 
 def _of_row(row: TokenRow) -> _Asked | None:

@@ -1,14 +1,17 @@
-"""The records of a training run: its metrics, and what it was run on."""
+"""The records of a training run: its metrics, what it was run on, and how its fused model was checked."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from mlx_distill.records import Manifest, ModelRecord, Record
+from mlx_distill.records import Manifest, ModelRecord, Record, Split
 
 MetricKind = Literal["step", "train", "valid", "test"]
 
 PrefixPlace = Literal["memory", "disk"]
+
+ProbeSource = Split | Literal["prompts"]
 
 
 class MetricRow(Record):
@@ -76,6 +79,64 @@ class MemoryPlan(Record):
     prefix_cache: PrefixPlace | None = None
 
 
+class Agreement(Record):
+    """How far two models are apart on a few rows. The first is the reference.
+
+    Attributes:
+        positions: Whose logits were compared.
+        largest_difference: Of two logits of one token.
+        mean_difference: Mean absolute difference, over all tokens of all positions.
+        kl: Mean Kullback-Leibler divergence of the second from the reference, in nats a position.
+        same_choice: Share of positions where both hold the same token for the likeliest.
+        loss_reference: Mean cross-entropy of the token that follows, in nats.
+        loss: The same, of the second.
+        answers: Compared.
+        greedy_agreement: Share of the tokens of the greedy answers, up to the first that differs; None without any.
+    """
+
+    positions: int
+    largest_difference: float
+    mean_difference: float
+    kl: float
+    same_choice: float
+    loss_reference: float
+    loss: float
+    answers: int = 0
+    greedy_agreement: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it are numbers; they are not where a model gives what is none."""
+        found = (self.largest_difference, self.mean_difference, self.kl, self.loss_reference, self.loss)
+        return all(map(math.isfinite, found))
+
+
+class FuseCheck(Record):
+    """How a fused model was held against the base and adapter that it was made from.
+
+    Attributes:
+        way: "plain" where the adapted layers were not quantized before; else what became of them.
+        dtype: That the fused matrices were rounded to, or the scales of quantized ones.
+        tolerance_kl: Mean divergence that is passed, in nats a position.
+        tolerance_loss: The same of the difference of the losses, in nats.
+        passed: Whether it is within both; one that is not is kept only where that was asked for.
+        source: The split that the rows are from; "prompts" where prompts of our own stood in.
+        rows: That were read.
+        agreement: What was found.
+        refused: The same of the model quantized again, where that was not close enough and another way was taken.
+    """
+
+    way: Literal["plain", "requantized", "dequantized"]
+    dtype: str
+    tolerance_kl: float
+    tolerance_loss: float
+    passed: bool
+    source: ProbeSource
+    rows: int
+    agreement: Agreement
+    refused: Agreement | None = None
+
+
 class RunRecord(Record):
     """`adapters/RUN/run.json`: what was run, on what, and how it ended.
 
@@ -87,6 +148,7 @@ class RunRecord(Record):
         epochs: Whole ones done.
         stopped_early: Whether it ended before its last step, as the validation loss no longer fell.
         best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
+        fusing: How the model that was last fused from it was checked; None before.
     """
 
     format: Literal[1] = 1
@@ -115,3 +177,4 @@ class RunRecord(Record):
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     seconds: float | None = None
+    fusing: FuseCheck | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 from mlx_distill import layout
 from mlx_distill.errors import FolderError, InputError, ModelError
 from mlx_distill.records import Record
-from mlx_distill.run_records import RunRecord
+from mlx_distill.run_records import FuseCheck, RunRecord
 
 
 class FusedRecord(Record):
@@ -22,6 +22,7 @@ class FusedRecord(Record):
         base: The base model, as the run named it.
         layers: How many linear layers were changed.
         bytes: Size of the weights.
+        check: How it was held against base and adapter; None of one made before that was done.
     """
 
     format: Literal[1] = 1
@@ -32,6 +33,7 @@ class FusedRecord(Record):
     licence: str | None = None
     layers: int
     bytes: int
+    check: FuseCheck | None = None
 
 
 def read_run(root: Path) -> RunRecord:

@@ -16,46 +16,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.utils import load, load_model, quantize_model, save_model
-from safetensors.numpy import load_file, save_file
+from mlx_lm.utils import load
+from safetensors.numpy import load_file
 
 from mlx_distill.config import FuseConfig
 from mlx_distill.errors import FolderError, InputError, ModelError, ResourceError
 from mlx_distill.fuse import fuse
 from mlx_distill.layout import RunFolder, file_sha256, fused_record, read_record
-from mlx_distill.runs import FusedRecord, read_fused
-from mlx_distill.training.run import train
+from mlx_distill.runs import FusedRecord, read_fused, read_run
+from tests.fusing import quantize, store_as, trained
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model
-from tests.training.runs import ROOT, environment, make_data, settings
+from tests.training.runs import ROOT, environment
 
 TOKENS = mx.array([[5, 17, 300, 42, 8, 250, 99, 3]])
-
-
-def quantize(folder: Path, bits: int) -> Path:
-    model, description = load_model(folder)
-    model, description = quantize_model(model, description, group_size=32, bits=bits)
-    save_model(folder, model, donate_model=True)
-    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
-    return folder
-
-
-def halve(folder: Path) -> Path:
-    """Store a model's weights in float16."""
-    weights = load_file(folder / "model.safetensors")
-    save_file(
-        {name: value.astype(np.float16) for name, value in weights.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    return folder
-
-
-def trained(folder: Path, model: Path, **changes: Any) -> Path:
-    """A finished run whose adapter says something."""
-    data = make_data(folder / "data")
-    run = folder / "run"
-    train(settings(data, model, run, epochs=3, learning_rate=0.02, **changes))
-    return run
 
 
 @pytest.fixture
@@ -90,7 +63,7 @@ def test_the_fused_model_says_what_base_and_adapter_say(
 @KINDS
 def test_half_precision_is_kept_and_rounded_once(tmp_path: Path, kind: str) -> None:
     """Every value is the float16 nearest to the exact one, but where float32's own rounding tips the balance."""
-    base = halve(make_tiny_model(tmp_path / "base"))
+    base = store_as(make_tiny_model(tmp_path / "base"), "float16")
     run = trained(tmp_path, base, adapter=kind)
     fuse(FuseConfig(run=run))
     weights = load_file(run / "fused" / "model.safetensors")
@@ -127,7 +100,7 @@ def test_a_quantized_base_stays_quantized(tmp_path: Path, bits: int) -> None:
     """Quantizing the sum again rounds it, so the fused model is near: nearer than the base by far."""
     base = quantize(make_tiny_model(tmp_path / "base"), bits)
     run = trained(tmp_path, base)
-    fuse(FuseConfig(run=run))
+    fuse(FuseConfig(run=run, quantized_base="requantize"))
     description = json.loads((run / "fused" / "config.json").read_text(encoding="utf-8"))
     assert description["quantization"]["bits"] == bits
     expected = logits(base, run)
@@ -273,12 +246,12 @@ def test_a_full_disk_leaves_the_old_model_or_none(run: Path, earlier: bool) -> N
 
 @pytest.mark.parametrize("again", [True, False])
 def test_a_kill_leaves_a_whole_model_or_none(run: Path, again: bool) -> None:
-    """At random moments of the copying: afterwards the folder is absent or whole, and the same command makes it."""
+    """At random moments of each phase: afterwards the folder is absent or whole, and the same command makes it."""
     config = FuseConfig(run=run)
     expected = fuse(config)
     whole = {path.name: path.read_bytes() for path in (run / "fused").iterdir()}
     generator = random.Random(3)
-    for _ in range(6):
+    for phase in ("Reading", "Fusing", "Reading them") * 2:
         if not again:
             shutil.rmtree(run / "fused", ignore_errors=True)
         child = subprocess.Popen(
@@ -291,13 +264,14 @@ def test_a_kill_leaves_a_whole_model_or_none(run: Path, again: bool) -> None:
         )
         assert child.stderr is not None
         for line in child.stderr:
-            if line.startswith("Fusing"):
+            if line.startswith(phase):
                 break
-        time.sleep(generator.random() * 0.35)
+        time.sleep(generator.random() * 0.2)
         child.send_signal(signal.SIGKILL)
         child.communicate()
         if (run / "fused").exists():
             assert {path.name: path.read_bytes() for path in (run / "fused").iterdir()} == whole
+        assert read_run(run).fusing == expected.check
     assert fuse(config) == expected
     assert read_record(fused_record(run / "fused"), FusedRecord) == expected
     assert {path.name: path.read_bytes() for path in (run / "fused").iterdir()} == whole

@@ -5,23 +5,20 @@ Only weights in safetensors and plain text files are fetched, never Python code 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mlx_distill import layout
-from mlx_distill.errors import ModelError, ResourceError
+from mlx_distill.errors import ModelError
+from mlx_distill.models.hub_errors import endpoint, translated
 from mlx_distill.progress import SILENT, Bar, Progress
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
-
-T = TypeVar("T")
 
 _WANTED = ("model*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md", "LICENSE*")
 _UNWANTED = ("*/*", "consolidated*")
@@ -81,11 +78,11 @@ def fetch(
         _require_downloadable(info)
     with _bar(info, SILENT if known else progress) as bar:
         # Asked for by its name even where the commit is there already: the cache then knows the name offline too.
-        folder = _translated(
+        folder = translated(
             lambda: snapshot_download(
                 repo_id,
                 revision=revision,
-                endpoint=_endpoint(),
+                endpoint=endpoint(),
                 allow_patterns=list(_WANTED),
                 ignore_patterns=list(_UNWANTED),
                 tqdm_class=_bridge(bar),
@@ -130,8 +127,8 @@ def cached_ids() -> list[str]:
 def _ask(repo_id: str, revision: str | None, timeout: float) -> ModelInfo:
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=_endpoint(), library_name="mlx-distill")
-    return _translated(
+    api = HfApi(endpoint=endpoint(), library_name="mlx-distill")
+    return translated(
         lambda: api.model_info(repo_id, revision=revision, timeout=timeout, files_metadata=True), repo_id, revision
     )
 
@@ -163,10 +160,6 @@ def _bar(info: ModelInfo, progress: Progress) -> AbstractContextManager[Bar]:
     return progress.task(f"Downloading {info.id}", round(sum(_files(info).values()) / 1e6, 1), unit="MB")
 
 
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
-
-
 def _bridge(bar: Bar) -> Any:
     """The class that huggingface_hub makes its progress bars of, drawing nothing and telling ours the bytes."""
     from huggingface_hub.utils.tqdm import tqdm
@@ -183,54 +176,3 @@ def _bridge(bar: Bar) -> Any:
             return None
 
     return Bridge
-
-
-def _translated(call: Callable[[], T], repo_id: str, revision: str | None) -> T:
-    """Make a call of huggingface_hub, its errors turned into ours."""
-    import httpx2
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return call()
-    except GatedRepoError:
-        raise ModelError(
-            f"{repo_id} is open only to users who accepted its terms.",
-            hint=f"Accept them at https://huggingface.co/{repo_id}, then:  hf auth login",
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(
-            f"The Hub has no model {repo_id}, or it is private.",
-            hint="Check its name at https://huggingface.co/models; for a private one:  hf auth login",
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(
-            f"{repo_id} has no revision {revision}.", hint=f"See https://huggingface.co/{repo_id}/commits."
-        ) from None
-    except (httpx2.HTTPError, OSError) as error:
-        _raise_unreachable(error, repo_id)
-
-
-def _raise_unreachable(error: Exception, repo_id: str) -> NoReturn:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise ResourceError(
-            f"The disk filled up while {repo_id} was downloaded.",
-            hint="Free some space and run the same command again; what was downloaded is kept.",
-        ) from None
-    response = getattr(error, "response", None)
-    if response is not None and response.status_code == 401:
-        raise ModelError(
-            f"The Hub does not let you in to {repo_id}: it is private, or your token is not valid (any more).",
-            hint="Log in:  hf auth login",
-        ) from None
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise ModelError(
-        f"The Hub could not be reached for {repo_id} ({reason})."
-        if response is None
-        else f"The Hub answered {response.status_code} when asked for {repo_id}.",
-        hint="Try again with a network (a broken download goes on where it stopped), or name a folder or a .gguf file.",
-    ) from None

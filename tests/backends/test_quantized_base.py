@@ -157,7 +157,7 @@ def test_the_fused_model_is_quantized_and_near(tmp_path: Path, base: Path, bits:
     """Quantizing the sum again rounds it: at 8 bits hardly, at 4 to some part of what was learned."""
     run = tmp_path / "run"
     train(settings(make_data(tmp_path / "data"), base, run, adapter=kind, epochs=4, learning_rate=0.02))
-    fuse(FuseConfig(run=run))
+    fuse(FuseConfig(run=run, quantized_base="requantize"))
     description = json.loads((run / "fused" / "config.json").read_text(encoding="utf-8"))
     assert description["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
     before, after = (mx.load(str(folder / "model.safetensors")) for folder in (base, run / "fused"))

@@ -23,8 +23,8 @@ from tests.faults.scenario import (
     random_story,
 )
 
-#: Kills that a run of the tests makes at the least.
-KILLS = 200
+#: Kills that a run of the tests makes at the least; `scripts/fault_suite` makes 200, and more if told to.
+KILLS = 60
 
 TALLY = Tally()
 
@@ -70,7 +70,7 @@ def test_any_sequence_ends_well(zygote: Zygote, story: Story) -> None:
     TALLY.add(play(story, zygote))
 
 
-def test_two_hundred_kills(zygote: Zygote) -> None:
+def test_kills_at_random_moments(zygote: Zygote) -> None:
     chance = random.Random()
     while TALLY.kills < KILLS:
         seed = chance.randrange(10**9)

@@ -6,19 +6,22 @@ sums in the last bits: another batch size may, rarely, tip an answer another way
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from jinja2.exceptions import TemplateError
 from mlx_lm.generate import BatchGenerator
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_tokenizer
 
 from mlx_distill.backends.mlx import device
-from mlx_distill.backends.mlx.loading import load_frozen
+from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
 from mlx_distill.errors import InputError
 from mlx_distill.models.folder import context_length
 from mlx_distill.models.tokenizer import require_chat_template
@@ -71,6 +74,40 @@ class ChatModel:
         self._tokenizer = load_tokenizer(folder, eos_token_ids=config.get("eos_token_id"))
         require_chat_template(self._tokenizer, str(folder))
         self.context = context_length(folder)
+
+    def adapted(self, adapter: Path) -> ChatModel:
+        """The same model with an adapter on it. The two share their weights: together they take the memory of one.
+
+        Args:
+            adapter: Folder with `adapters.safetensors` and `adapter_config.json`.
+
+        Raises:
+            ModelError: The adapter is damaged, or was made for another model.
+        """
+        twin = copy.copy(self)
+        # A copy of the modules alone: MLX's arrays are values, and a copy of one is the same memory.
+        twin._model = copy.deepcopy(self._model)
+        load_adapter(twin._model, adapter)
+        twin._model.eval()
+        mx.eval(twin._model.parameters())
+        return twin
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return frozenset(self._tokenizer.eos_token_ids)
+
+    def empty_cache(self) -> list[Any]:
+        """mlx-lm's cache of what the model has read, one entry a layer, empty."""
+        return list(make_prompt_cache(self._model))
+
+    def read(self, tokens: Sequence[int], cache: list[Any]) -> mx.array:
+        """Read tokens after those in the cache, which takes them up. Computed when it is evaluated.
+
+        Returns:
+            Logits of what follows each: (tokens, vocabulary).
+        """
+        return self._model(mx.array([list(tokens)]), cache=cache)[0]
 
     def encode(self, conversation: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, up to where the answer begins.

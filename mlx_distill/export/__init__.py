@@ -1,0 +1,1 @@
+"""`export` and `import-adapter`: what was trained here in other tools' formats, and PEFT's adapters in ours."""
