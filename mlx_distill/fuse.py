@@ -100,7 +100,7 @@ def fuse(config: FuseConfig, progress: Progress = SILENT) -> FusedRecord:
         )
     with layout.lock(config.run):
         layout.sweep(config.run)
-        probe = make_probe(Path(base.path), data, max_length=int(run.config.get("max_length", 2048)), progress=progress)
+        probe = make_probe(Path(base.path), data, max_length=run.config.get("max_length"), progress=progress)
         layout.require_disk(out.parent, _disk(Path(base.path), probe), what="The fused model")
         with layout.atomic_folder(out) as temporary:
             fused, check = _fuse_checked(config, base.name, Path(base.path), probe, temporary, progress)

@@ -31,6 +31,9 @@ MAX_PROMPTS = 4
 #: Tokens of a row that are read; beyond, more tokens show nothing that these do not.
 MAX_TOKENS = 1024
 
+#: More than any row has.
+_ANY_LENGTH = 2**31 - 1
+
 #: Splits, the best to ask with first.
 _PREFERRED: tuple[Split, ...] = ("test", "valid", "train")
 
@@ -44,7 +47,12 @@ _PROMPTS = (
 
 
 def make_probe(
-    model: Path, data: Path | None, *, greedy_tokens: int = 64, max_length: int = 2048, progress: Progress = SILENT
+    model: Path,
+    data: Path | None,
+    *,
+    greedy_tokens: int = 64,
+    max_length: int | None = None,
+    progress: Progress = SILENT,
 ) -> Probe:
     """Choose what is asked.
 
@@ -55,7 +63,7 @@ def make_probe(
         model: Folder of the model, for its tokenizer.
         data: Folder of the data set that was trained on.
         greedy_tokens: Of an answer.
-        max_length: Longer rows are passed over.
+        max_length: Longer rows, in tokens, are passed over; None for none.
 
     Raises:
         ModelError: The tokenizer cannot be loaded, or has no chat template.
@@ -82,7 +90,7 @@ _Asked = tuple[ProbeRow, tuple[int, ...]]
 
 
 def _held_out(
-    data: Path | None, tokenizer: Any, max_length: int, progress: Progress
+    data: Path | None, tokenizer: Any, max_length: int | None, progress: Progress
 ) -> tuple[ProbeSource, list[_Asked]] | None:
     if data is None:
         return None
@@ -91,7 +99,7 @@ def _held_out(
         try:
             if not path.is_file() or path.stat().st_size == 0:
                 continue
-            split = tokenise_split(path, tokenizer, max_length=max_length)
+            split = tokenise_split(path, tokenizer, max_length=max_length or _ANY_LENGTH)
         except (MlxDistillError, OSError) as error:
             reason = error.message if isinstance(error, MlxDistillError) else f"{path}: {error.strerror}."
             progress.say(f"{reason} Other rows are taken to look at the model.")

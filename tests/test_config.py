@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -306,7 +307,9 @@ def test_known_keys_are_those_of_the_model() -> None:
 
 
 def commands_with_settings() -> dict[str, type[Settings]]:
-    return {group.__name__.removesuffix("Config").lower(): group for group in GROUPS}
+    """By the name of the command: ImportAdapterConfig is import-adapter's."""
+    names = {group: re.sub(r"(?<=[a-z])(?=[A-Z])", "-", group.__name__.removesuffix("Config")) for group in GROUPS}
+    return {name.lower(): group for group, name in names.items()}
 
 
 def command(name: str) -> click.Command:

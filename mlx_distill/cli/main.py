@@ -18,7 +18,7 @@ COMMANDS: dict[str, str] = {
     "train": "Train a LoRA adapter on a data set.",
     "runs": "List training runs side by side, with what differs between them.",
     "fuse": "Merge an adapter into its base model.",
-    "export": "Write an adapter or a fused model for PEFT, transformers, mlx-lm, llama.cpp or Ollama.",
+    "export": "Write an adapter or a fused model in another tool's format.",
     "import-adapter": "Make a run of an adapter that PEFT wrote.",
     "chat": "Talk with the base model and the distilled student side by side.",
     "compare": "Let teacher, base and distilled student answer held-out prompts.",

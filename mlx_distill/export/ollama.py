@@ -27,6 +27,9 @@ _MAX_LICENCE = 1_000_000
 
 _QUOTE = '"""'
 
+#: By what a chat template asks for the date.
+_DATE = "strftime_now"
+
 
 def write_modelfile(model: Path, gguf: Path, out: Path, *, system: str | None = None) -> Path:
     """Write the Modelfile of a GGUF.
@@ -66,8 +69,11 @@ def write_modelfile(model: Path, gguf: Path, out: Path, *, system: str | None = 
     if length := context_length(model):
         parts.append(f"PARAMETER num_ctx {min(length, MAX_CONTEXT)}")
     parts += [f"LICENSE {_quoted(text, 'A licence')}" for text in _licences(model)]
+    head = [f"# ollama create {gguf.stem} -f Modelfile"]
+    if _DATE in str(tokenizer.chat_template):
+        head.append("# The student's template writes the day's date; here it is the day on which this was written.")
     path = out / "Modelfile"
-    layout.write_text(path, f"# ollama create {gguf.stem} -f Modelfile\n" + "\n".join(parts) + "\n")
+    layout.write_text(path, "\n".join([*head, *parts, ""]))
     return path
 
 

@@ -66,12 +66,14 @@ class ChatForm:
         turns: By role, what stands before and after the content. No system where the template refuses it.
         opening: The beginning of an answer.
         system: What it lets the system say where a conversation does not begin with it; empty for nothing.
+        unled: Stands before the first turn where the system says nothing, and is no turn with `system` in it.
     """
 
     head: str
     turns: Mapping[Role, tuple[str, str]]
     opening: str
-    system: str
+    system: str = ""
+    unled: str = ""
 
     def go_template(self) -> str:
         """As Ollama reads it."""
@@ -79,7 +81,8 @@ class ChatForm:
             f'{{{{ {"else " if at else ""}if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
             for at, (role, (before, after)) in enumerate(self.turns.items())
         )
-        return f"{self.head}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{self.opening}"
+        unled = f"{{{{ if not .System }}}}{self.unled}{{{{ end }}}}" if self.unled else ""
+        return f"{self.head}{unled}{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}{self.opening}"
 
 
 def find_form(render: Render, name: str, *, bos: str = "") -> ChatForm:
@@ -97,7 +100,7 @@ def find_form(render: Render, name: str, *, bos: str = "") -> ChatForm:
         form = _take_apart(render, bos)
     except _FormlessError as error:
         raise ModelError(f"The chat template of {name} cannot be written for Ollama: {error}.", hint=_HINT) from None
-    texts = [form.head, form.opening, *(text for turn in form.turns.values() for text in turn)]
+    texts = [form.head, form.unled, form.opening, *(text for turn in form.turns.values() for text in turn)]
     if any("{{" in text or text.endswith("{") for text in texts):
         raise ModelError(f"The chat template of {name} writes '{{{{', which Ollama reads as a command.", hint=_HINT)
     for chat in _SAMPLES:
@@ -137,20 +140,22 @@ def _take_apart(render: Render, bos: str) -> ChatForm:
     }
     led = render([_said("system", _SYSTEM_MARK), _said("user", first)], asks=False)
     if led is None:
-        return ChatForm(start, turns, opening, "")
+        return ChatForm(start, turns, opening)
     before_system, after_system, end = _pieces(led, _SYSTEM_MARK, first)
     before_system = _without(before_system, bos, f"it does not begin with {bos}")
     if not after_system.endswith(before_user) or end != after_user:
         raise _FormlessError("its turns differ where the system speaks first")
     after_system = after_system.removesuffix(before_user)
-    head = system = ""
-    if start.startswith(before_system) and start.endswith(after_system):
-        system = start[len(before_system) : len(start) - len(after_system)]
-    elif before_system.startswith(start):
-        head, before_system = start, before_system.removeprefix(start)
-    else:
-        raise _FormlessError("what it writes before the first turn is no turn of the system")
-    return ChatForm(head, {"system": (before_system, after_system), **turns}, opening, system)
+    turns = {"system": (before_system, after_system), **turns}
+    if not start:
+        return ChatForm("", turns, opening)
+    if start.startswith(before_system) and start.removeprefix(before_system).endswith(after_system):
+        said = start.removeprefix(before_system).removesuffix(after_system)
+        # A turn of the system in which it says nothing cannot be asked for: Ollama leaves it out.
+        return ChatForm("", turns, opening, system=said, unled="" if said else start)
+    if before_system.startswith(start):
+        return ChatForm(start, {**turns, "system": (before_system.removeprefix(start), after_system)}, opening)
+    raise _FormlessError("what it writes before the first turn is no turn of the system")
 
 
 def _said(role: Role, content: str) -> dict[str, str]:
@@ -180,14 +185,16 @@ def as_ollama_writes(template: str, chat: Chat, *, system: str = "") -> str:
     """What Ollama makes of a conversation, by a template that uses no more than `ChatForm.go_template` does.
 
     Args:
-        template: `range .Messages`, `if eq .Role "…"`, `else if …`, `.Content` and `end`.
+        template: `if not .System`, `range .Messages`, `if eq .Role "…"`, `else if …`, `.Content` and `end`.
         system: Of the Modelfile: the first message of a conversation that does not begin with one of the system.
     """
     if system and chat[0]["role"] != "system":
         chat = [_said("system", system), *chat]
     parts = re.split(r"\{\{ (.*?) \}\}", template)
     before, after = parts.index("range .Messages"), len(parts) - 1
-    written = ["".join(parts[:before])]
+    written = [parts[0]]
+    if before > 1 and not any(message["role"] == "system" and message["content"] for message in chat):
+        written.append(parts[2])
     for message in chat:
         written += _branch(parts[before + 1 : after], message)
     return "".join([*written, parts[-1]])

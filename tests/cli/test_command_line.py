@@ -78,7 +78,7 @@ def test_help_lists_every_command_in_the_order_of_the_work() -> None:
 def test_every_file_of_the_command_line_is_a_command() -> None:
     folder = Path(mlx_distill.__file__).parent / "cli"
     others = {"__init__", "main", "command", "console", "columns", "exits", "estimate", "chat_loop", "chat_view"}
-    assert {path.stem for path in folder.glob("*.py")} - others == COMMANDS.keys()
+    assert {path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in others} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -224,7 +224,7 @@ def test_a_command_that_failed_in_part_exits_1(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("run", "demo", "train")])
 def test_every_command_says_how_to_go_on(name: str) -> None:
     """Its sentence for an interruption stands in its file, and is one."""
-    text = (Path(mlx_distill.__file__).parent / "cli" / f"{name}.py").read_text(encoding="utf-8")
+    text = (Path(mlx_distill.__file__).parent / "cli" / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     (keeps,) = re.findall(r'^    keeps="(.+)",$', text, flags=re.MULTILINE)
     assert re.fullmatch(r"[A-Z].+\.", keeps)
 

@@ -17,6 +17,7 @@ from mlx_distill.export.gguf import write_gguf
 from mlx_distill.export.ollama import write_modelfile
 from mlx_distill.export.ollama_template import as_ollama_writes
 from mlx_distill.models.tokenizer import load_tokenizer
+from tests.test_chat_templates import QWEN, SMOLLM2, marked
 from tests.tiny import CHAT_TEMPLATE, make_tiny_model
 
 LLAMA3 = (
@@ -37,7 +38,20 @@ NO_SYSTEM = (
 HEADED = "{{ '[head]' }}" + CHAT_TEMPLATE.replace("You are a helpful assistant.", "x").replace(
     "{% if loop.first and message['role'] != 'system' %}", "{% if false %}"
 )
+#: Llama 3.1's and 3.2's without its tools: the system has a turn even where it says nothing.
+LLAMA31 = (
+    "{{ bos_token }}{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}"
+    "{% if messages[0].role == 'system' %}{% set said = messages[0].content | trim %}{% set rest = messages[1:] %}"
+    "{% else %}{% set said = '' %}{% set rest = messages %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + today + '\n\n' + said + '<|eot_id|>' }}"
+    "{% for message in rest %}"
+    "{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 WRITABLE = {
+    "qwen 2.5": marked(QWEN, marks=False),
+    "smollm 2": marked(SMOLLM2, marks=False),
+    "llama 3.1": LLAMA31,
     "chatml with a default system": CHAT_TEMPLATE,
     "llama 3": LLAMA3,
     "zephyr": ZEPHYR,
@@ -141,7 +155,7 @@ def test_ollama_writes_what_the_student_does(tmp_path: Path, kind: str) -> None:
     found = commands_of(write_modelfile(model, gguf, tmp_path / "out"))
     (template,) = found["template"]
     (system,) = found.get("system", [""])
-    assert bool(system) == (kind == "chatml with a default system")
+    assert bool(system) == (kind in ("chatml with a default system", "qwen 2.5", "smollm 2"))
     tokenizer: Any = load_tokenizer(model)
 
     @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -284,3 +298,17 @@ def test_licence_end_marks_and_context(tmp_path: Path) -> None:
     assert sorted(found["stop"]) == ["<|endoftext|>", "<|im_end|>"]
     assert found["num_ctx"] == ["8192"]
     assert found["license"] == ["Use it \"AS IS\".\nSee '''\nFROM here\ufffd"]
+
+
+def test_a_date_in_the_template_is_said_to_be_of_the_day(tmp_path: Path) -> None:
+    model, gguf = student(tmp_path, LLAMA31)
+    text = write_modelfile(model, gguf, tmp_path / "out").read_text(encoding="utf-8")
+    assert "here it is the day on which this was written" in text.splitlines()[1]
+    assert commands_of(tmp_path / "out" / "Modelfile")["template"][0].count("{{ if not .System }}") == 1
+
+
+def test_smollm2_keeps_its_system_prompt(tmp_path: Path, smollm2: Path) -> None:
+    gguf = write_gguf(make_tiny_model(tmp_path / "model", layers=1), tmp_path, kind="q8_0", name="SmolLM2")
+    found = commands_of(write_modelfile(smollm2, gguf, tmp_path))
+    assert found["system"] == ["You are a helpful AI assistant named SmolLM, trained by Hugging Face"]
+    assert "<|im_end|>" in found["stop"]

@@ -71,7 +71,9 @@ def observe_folder(folder: Path, adapter: Path | None, probe: Probe, out: Path) 
     mx.clear_cache()
 
 
-def _logits(model: nn.Module, parts: tuple[Callable[[mx.array], mx.array], Head] | None, row: ProbeRow) -> Iterator[mx.array]:
+def _logits(
+    model: nn.Module, parts: tuple[Callable[[mx.array], mx.array], Head] | None, row: ProbeRow
+) -> Iterator[mx.array]:
     """(some positions, V) in float32, in the order of the row's positions."""
     tokens, positions = mx.array([row.tokens]), mx.array(row.positions)
     whole = model(tokens)[0] if parts is None else parts[0](tokens)[0]
