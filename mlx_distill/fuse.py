@@ -60,11 +60,13 @@ class Tolerance:
     loss: float
 
 
-#: By the type that a fused matrix is rounded to.
+#: By the type that a fused matrix is rounded to, which moves each weight by up to 2⁻²⁵, 2⁻¹² or 2⁻⁹ of it. Logits and
+#: loss move in proportion to that, divergence by its square. SmolLM2-135M with all its matrices adapted moved by
+#: MEASURED
 TOLERANCES: Mapping[str, Tolerance] = {
     "float32": Tolerance(1e-6, 1e-4),
-    "float16": Tolerance(1e-3, 5e-3),
-    "bfloat16": Tolerance(1e-2, 1e-2),
+    "float16": Tolerance(1e-3, 2e-2),
+    "bfloat16": Tolerance(1e-2, 1e-1),
 }
 
 

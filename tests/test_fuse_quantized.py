@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -94,6 +95,7 @@ def test_only_the_changed_layers_are_dequantized(tmp_path: Path) -> None:
     assert description["quantization"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4"])
 def test_mlx_lm_loads_what_is_partly_quantized(tmp_path: Path, dense_run: Path, mode: str) -> None:
     """Every way to quantize; what mlx-lm makes of the folder says what it makes of base and adapter."""
@@ -116,6 +118,7 @@ def test_mlx_lm_loads_what_is_partly_quantized(tmp_path: Path, dense_run: Path, 
     assert found.kl <= TOLERANCES[fused.dtype].kl / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "nvfp4"])
 def test_quantized_again_it_is_of_the_same_kind(tmp_path: Path, dense_run: Path, mode: str) -> None:
     base = quantized(tmp_path / "base", 4, mode=mode)
@@ -125,6 +128,7 @@ def test_quantized_again_it_is_of_the_same_kind(tmp_path: Path, dense_run: Path,
     assert {n: (v.shape, v.dtype) for n, v in before.items()} == {n: (v.shape, v.dtype) for n, v in after.items()}
 
 
+@pytest.mark.slow
 def test_the_price_of_quantizing_again_is_measured_and_paid_where_asked_for(tmp_path: Path) -> None:
     run = trained(tmp_path, quantized(tmp_path / "base", 4, "float16"))
     listener = Recorder()
@@ -138,6 +142,7 @@ def test_the_price_of_quantizing_again_is_measured_and_paid_where_asked_for(tmp_
     assert "does not quite say" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_way_can_be_chosen_from_the_start(tmp_path: Path) -> None:
     run = trained(tmp_path, quantized(tmp_path / "base", 4, "float16"))
     automatic = fuse(FuseConfig(run=run))
@@ -158,6 +163,7 @@ def test_eight_bits_of_a_small_change_stay_quantized(tmp_path: Path) -> None:
     assert record.bytes == (base / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["auto", "dequantize", "requantize"])
 def test_a_corrupt_layer_of_a_quantized_base_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
@@ -180,6 +186,7 @@ def test_a_corrupt_layer_of_a_quantized_base_is_caught(
     assert read_run(run).fusing is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["auto", "dequantize", "requantize"])
 def test_a_base_that_is_not_quantized_goes_one_way(tmp_path: Path, tiny_model: Path, way: str) -> None:
     run = trained(tmp_path, tiny_model)
@@ -193,6 +200,7 @@ def test_a_base_that_is_not_quantized_goes_one_way(tmp_path: Path, tiny_model: P
 # Memory.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "4 bits", "4 bits, dequantized"])
 def test_memory_is_the_models_and_one_layers(tmp_path: Path, base: str) -> None:
     """All layers adapted, none of them small beside the rest: what is not let go of at once would show."""
@@ -204,6 +212,7 @@ def test_memory_is_the_models_and_one_layers(tmp_path: Path, base: str) -> None:
     run = tmp_path / "run"
     student(folder, layers="all").save_adapter(run)
     (tmp_path / "out").mkdir()
+    gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()

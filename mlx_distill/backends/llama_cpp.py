@@ -100,10 +100,7 @@ class LlamaCpp:
         # States come of whole prompts, each in one batch.
         params.n_ctx = params.n_batch = params.n_ubatch = max(context, _LEAST_BATCH)
         params.warmup = False
-        # Its threads wait for each other spinning: where they are more than the cores that are free, for very long.
-        threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        if threads.isdecimal():
-            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, int(threads))
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
         params.ui = False
         params.verbosity = -1
         with _kept_signals():
@@ -176,6 +173,12 @@ class LlamaCpp:
             raise ModelError(f"{self._gguf}: llama.cpp gave no answer to {path} ({error}).") from error
         finally:
             connection.close()
+
+
+def _threads() -> int:
+    """Of the CPU. They wait for each other spinning: one more than there are free cores costs a hundredfold."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return max(1, int(asked) if asked.isdecimal() else (os.cpu_count() or 2) - 1)
 
 
 @contextlib.contextmanager

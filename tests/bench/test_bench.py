@@ -53,6 +53,7 @@ def test_both_backends_are_compared_then_timed(tiny_model: Path, tmp_path: Path)
     assert files.file("html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_a_backend_that_fails_is_a_row_that_says_so(tiny_model: Path, tmp_path: Path) -> None:
     record = bench(small(tiny_model, tmp_path / "out", device="cuda"))
     mlx, torch = record.figures
@@ -69,6 +70,7 @@ def test_where_all_fail_there_is_no_bench(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_different_computations_are_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

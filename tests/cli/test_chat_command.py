@@ -31,6 +31,8 @@ from tests.children import ROOT, read_to_end
 from tests.tiny import make_tiny_model
 from tests.training.runs import environment, make_data, settings
 
+pytestmark = pytest.mark.slow
+
 #: What a terminal would obey: a title, a bell, the start of the line, a C1 sequence that clears, reversed text, a step
 #: back; then a letter of two columns. No byte is there twice.
 HOSTILE = "\x1b]0;pwn\x07\r\x9b2J\u202eX\x08界"

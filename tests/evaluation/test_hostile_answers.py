@@ -15,6 +15,8 @@ from mlx_distill.execution import Limits, sandbox_support
 from tests.evaluation.asked import NAMES, QUICK, TRIPLE, fenced
 from tests.execution.conftest import nothing_left  # noqa: F401 - for every test here
 
+pytestmark = pytest.mark.slow
+
 SANDBOX = pytest.mark.skipif(sandbox_support().problem is not None, reason="no sandbox here")
 
 

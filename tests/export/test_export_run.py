@@ -22,6 +22,8 @@ from mlx_distill.progress import Bar, Progress
 from tests.export.exporting import asked, fused, left_over, random_run
 from tests.tiny import make_tiny_model
 
+pytestmark = pytest.mark.slow
+
 PROBE = Probe(rows=(ProbeRow(tokens=(5, 17, 300), positions=(0, 1)),))
 
 

@@ -16,6 +16,8 @@ from mlx_distill.export.run import export
 from tests.export.exporting import asked, fused, quantize
 from tests.tiny import make_tiny_model
 
+pytestmark = pytest.mark.slow
+
 PROBE = Probe(rows=(ProbeRow(tokens=(5, 17, 300), positions=(0, 1)),))
 
 

@@ -58,6 +58,7 @@ def take(source: Path, run: Path, model: Path | None = None) -> Any:
     return import_adapter(ImportAdapterConfig(source=source, run=run, model=None if model is None else str(model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "filled"),
     [

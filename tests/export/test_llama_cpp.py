@@ -215,6 +215,7 @@ def test_without_the_package_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "mlx-distill[llama-cpp]" in str(error.value)
 
 
+@pytest.mark.slow
 def test_smollm2_answers_as_on_mlx(tmp_path: Path, smollm2: Path) -> None:
     probe = make_probe(smollm2, None, greedy_tokens=16)
     probe = probe.model_copy(update={"rows": probe.rows[:3], "prompts": probe.prompts[:2]})

@@ -17,6 +17,8 @@ from mlx_distill.export.run import export
 from tests.export.exporting import asked, fused, quantize
 from tests.tiny import make_tiny_model
 
+pytestmark = pytest.mark.slow
+
 TOKENS = mx.array([[5, 17, 300, 42, 8, 250, 99, 3]])
 
 

@@ -104,6 +104,7 @@ def test_peft_says_what_the_student_says(
     assert {name: layout.file_sha256(out / name) for name in record.files} == record.files
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_quantized_base_is_checked_on_that_base(tmp_path: Path) -> None:
     model = quantize(make_tiny_model(tmp_path / "model"), 4)
     record = export(asked(trained(tmp_path, model), "peft"))
@@ -113,6 +114,7 @@ def test_an_adapter_of_a_quantized_base_is_checked_on_that_base(tmp_path: Path) 
     assert not left_over(tmp_path / "run" / "export" / "peft" / ".work")
 
 
+@pytest.mark.slow
 def test_what_says_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale that is a tenth too large."""
     run = trained(tmp_path, make_tiny_model(tmp_path / "model"))

@@ -134,7 +134,7 @@ def test_two_processes_learn_what_one_does(base: TrainConfig, tmp_path: Path) ->
     assert '"processes": 2' in RunFolder(both.run).record.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_death_ends_all_and_the_run_resumes_to_the_bit(base: TrainConfig, tmp_path: Path, dies: int) -> None:
     """With dropout: each process has a random state of its own, and both are in the checkpoint."""
     whole = in_folder(base, tmp_path / "whole", dropout=0.2, checkpoint_every=1)

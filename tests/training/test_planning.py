@@ -194,6 +194,7 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, tiny_model: Path) -> 
     assert any("of 9.0 GB" in line for line in watcher.said)
 
 
+@pytest.mark.slow
 def test_the_plan_is_near_what_a_real_model_takes_and_a_limit_is_kept(tmp_path: Path, smollm2: Path) -> None:
     """In processes of their own, as the peak is one a process; half of the room leaves the losses as they were."""
     data = tmp_path / "data"
