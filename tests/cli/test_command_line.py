@@ -44,7 +44,8 @@ def modules_after(*arguments: str) -> set[str]:
     source = (
         "import json, sys\nfrom mlx_distill.cli.main import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit:\n    pass\n"
-        "sys.stderr.write(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+        "there = {name.split('.')[0] for name, module in sys.modules.items() if module is not None}\n"
+        "sys.stderr.write(json.dumps(sorted(there)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", source],
