@@ -94,6 +94,7 @@ def _together(tasks: list[EvalTask], marks: dict[tuple[str, str], str]) -> str:
     return shared + "".join(calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", PYTHON, ids=named)
 def test_near_misses_in_python_fail(task: EvalTask, near_misses: dict[str, list[str]]) -> None:
     assert task.wrong

@@ -60,7 +60,7 @@ def zygote() -> Iterator[Zygote]:
 
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=25,
     # A story takes seconds: a failing one is shown as it was found.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
