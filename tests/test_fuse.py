@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_old_model_or_none(run: Path, earlier: bool) -> N
 # Killed
 
 
-@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("again", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_kill_leaves_a_whole_model_or_none(run: Path, again: bool) -> None:
     """At random moments of each phase: afterwards the folder is absent or whole, and the same command makes it."""
     config = FuseConfig(run=run)

@@ -188,6 +188,7 @@ def test_a_layer_that_the_adapter_does_not_change_is_looked_at_as_well(
         fuse(FuseConfig(run=run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.9, 1.1, 2.0])
 def test_a_wrong_scale_is_caught(run: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """What goes wrong in memory: less or more of the adapter than there is."""
@@ -256,6 +257,7 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -331,6 +333,7 @@ def test_a_record_that_cannot_be_written_is_written_by_the_next_call(
     assert files.record.read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
 def test_a_walk_fuses_again_without_training_again(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
