@@ -20,31 +20,17 @@ from mlx_distill import layout
 from mlx_distill.agreement import Observation, Probe, agreement
 from mlx_distill.config import FuseConfig
 from mlx_distill.errors import InputError, ModelError
-from mlx_distill.models.folder import read_config
-from mlx_distill.models.resolve import resolve
+from mlx_distill.models.folder import companions, read_config
 from mlx_distill.probing import make_probe
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.run_records import Agreement, FuseCheck, RunRecord
-from mlx_distill.runs import FusedRecord, read_run, require_own_folder
+from mlx_distill.runs import FusedRecord, read_run, require_own_folder, resolve_base
 
 if TYPE_CHECKING:
     from mlx_distill.backends.mlx.fusing import Fused
 
 #: Raised when a change makes the same adapter give another fused model, or another record of it.
 CODE_FORMAT = 2
-
-#: What a model's folder holds beside weights and configuration. Never code, never another format's weights.
-_COMPANIONS = (
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "LICENSE*",
-    "*.tiktoken",
-)
 
 
 @dataclass(frozen=True)
@@ -94,22 +80,15 @@ def fuse(config: FuseConfig, progress: Progress = SILENT) -> FusedRecord:
     require_own_folder(out, layout.fused_record(out), "a fused model")
     data = _data(config, run)
     require_adapter(config.run)
-    base = resolve(run.model.spec, progress=progress)
-    if base.revision != run.model.revision:
-        raise ModelError(
-            f"{run.model.spec} is not what it was when {config.run} was trained on it "
-            f"({run.model.revision} then, {base.revision} now).",
-            hint="Bring that revision back, or train again.",
-        )
+    base = resolve_base(config.run, run, progress)
     with layout.lock(config.run):
         layout.sweep(config.run)
         probe = make_probe(Path(base.path), data, max_length=run.config.get("max_length"), progress=progress)
         layout.require_disk(out.parent, _disk(Path(base.path), probe), what="The fused model")
         with layout.atomic_folder(out) as temporary:
             fused, check = _fuse_checked(config, base.name, Path(base.path), probe, temporary, progress)
-            for pattern in _COMPANIONS:
-                for file in Path(base.path).glob(pattern):
-                    shutil.copyfile(file, temporary / file.name)
+            for file in companions(Path(base.path)):
+                shutil.copyfile(file, temporary / file.name)
             record = FusedRecord(
                 run=str(config.run),
                 adapter_sha256=layout.file_sha256(files.adapter),

@@ -1,4 +1,4 @@
-"""What the steps after training read of a run: its record, and that of the model fused from it.
+"""What the steps after training take of a run: its record, its base, and the record of the model fused from it.
 
 Reads: adapters/RUN/{run.json,adapters.safetensors}, FUSED/mlx_distill_fused.json.  Writes: nothing.
 """
@@ -10,7 +10,9 @@ from typing import Literal
 
 from mlx_distill import layout
 from mlx_distill.errors import FolderError, InputError, ModelError
-from mlx_distill.records import Record
+from mlx_distill.models.resolve import resolve
+from mlx_distill.progress import SILENT, Progress
+from mlx_distill.records import ModelRecord, Record
 from mlx_distill.run_records import FuseCheck, RunRecord
 
 
@@ -49,6 +51,26 @@ def read_run(root: Path) -> RunRecord:
             "this run is not finished.", path=root, hint="The same  mlx-distill train  command goes on with it."
         )
     return record
+
+
+def resolve_base(root: Path, run: RunRecord, progress: Progress = SILENT) -> ModelRecord:
+    """The model that a run was trained on, fetched if need be.
+
+    Args:
+        root: Folder of the run.
+
+    Raises:
+        ModelError: It cannot be found, or is another than it was.
+        ResourceError: It does not fit on the disk.
+    """
+    base = resolve(run.model.spec, progress=progress)
+    if base.revision != run.model.revision:
+        raise ModelError(
+            f"{run.model.spec} is not what it was when {root} was trained on it "
+            f"({run.model.revision} then, {base.revision} now).",
+            hint="Bring that revision back, or train again.",
+        )
+    return base
 
 
 def read_fused(folder: Path, run: Path) -> FusedRecord:

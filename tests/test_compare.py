@@ -16,14 +16,13 @@ import pytest
 
 from mlx_distill.backends.mlx.generation import Generator
 from mlx_distill.compare import compare
-from mlx_distill.config import CompareConfig, FuseConfig
+from mlx_distill.config import CompareConfig
 from mlx_distill.errors import FolderError, InputError, ModelError, TeacherError
-from mlx_distill.fuse import fuse
 from mlx_distill.layout import ComparisonFolder, RunFolder, lock, read_record, read_rows
 from mlx_distill.progress import Bar
 from mlx_distill.records import ComparisonRecord, Generation, Message
 from mlx_distill.training.run import train
-from tests.training.runs import ROOT, AtStep, environment, make_data, settings
+from tests.training.runs import ROOT, AtStep, environment, fused_run, make_data, settings
 
 PROMPTS = {"first": "add two numbers", "second": "for item in items", "third": "class Node"}
 
@@ -31,11 +30,7 @@ PROMPTS = {"first": "add two numbers", "second": "for item in items", "third": "
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A finished and fused run. Do not write into it."""
-    folder = tmp_path_factory.mktemp("compared")
-    run = folder / "tuned"
-    train(settings(make_data(folder / "data"), tiny_model, run, epochs=3, learning_rate=0.02))
-    fuse(FuseConfig(run=run))
-    return run
+    return fused_run(tmp_path_factory.mktemp("compared"), tiny_model)
 
 
 def write_prompts(path: Path, prompts: dict[str, str]) -> Path:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from mlx_distill import layout
 from mlx_distill.bench.records import Task, Timing, Turn
-
-#: Seconds that a process is given to end when asked.
-_GRACE = 5
+from mlx_distill.children import run_module
 
 
 def run_task(task: Task, number: int, folder: Path, *, seconds: float) -> Turn:
@@ -29,23 +24,13 @@ def run_task(task: Task, number: int, folder: Path, *, seconds: float) -> Turn:
     folder.mkdir(parents=True)
     files = [folder / name for name in ("task.json", "result.json", "log.txt")]
     files[0].write_text(task.to_json(), encoding="utf-8")
-    environment = {**os.environ, "MLX_DISTILL_BENCH_STARTED": str(time.time())}
-    with files[2].open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mlx_distill.bench.worker", *files[:2]],
-            # Never written to: it closes with this process, and the child ends with it.
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
+    environment = {"MLX_DISTILL_BENCH_STARTED": str(time.time())}
+    try:
+        status = run_module(
+            "mlx_distill.bench.worker", files[:2], log=files[2], environment=environment, seconds=seconds
         )
-        try:
-            status = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return Turn(backend=backend, number=number, failure=f"not done after {seconds:.0f} s")
-        finally:
-            _end(child)
+    except subprocess.TimeoutExpired:
+        return Turn(backend=backend, number=number, failure=f"not done after {seconds:.0f} s")
     if status != 0:
         return Turn(backend=backend, number=number, failure=_failure(status, files[2]))
     return Turn(backend=backend, number=number, timing=layout.read_record(files[1], Timing))
@@ -59,15 +44,3 @@ def _failure(status: int, log: Path) -> str:
         return f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
     telling = [line for line in lines if "error" in line.lower()] or lines[:1]
     return telling[-1][:300] if telling else f"exit status {status}"
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of the child's session."""
-    assert child.stdin is not None
-    child.stdin.close()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_GRACE)
-            return

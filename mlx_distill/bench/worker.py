@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from mlx_distill.batches import Batch, padded_width, plan_epoch
 from mlx_distill.bench.energy import joules_so_far
 from mlx_distill.bench.peers import measure_peer
 from mlx_distill.bench.records import Epoch, Task, Timing
+from mlx_distill.children import end_with_parent
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits
 from mlx_distill.errors import MlxDistillError
@@ -113,22 +113,11 @@ def _epoch(
     return Epoch(seconds=time.perf_counter() - started, tokens=tokens, step_seconds=seconds)
 
 
-def _end_with_parent() -> None:
-    """End when the bench's own process is gone, however it went: its end of our standard input closes."""
-
-    def wait() -> None:
-        # Not by way of `sys.stdin`, whose lock this thread would hold when Python ends.
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> int:
     """Do the task of the first file, and write what was measured into the second."""
     started = float(os.environ.get("MLX_DISTILL_BENCH_STARTED", time.time()))
     task_file, result_file = map(Path, sys.argv[1:])
-    _end_with_parent()
+    end_with_parent()
     try:
         task = layout.read_record(task_file, Task)
         if task.peer is None and task.config["backend"] != "torch":

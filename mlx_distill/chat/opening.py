@@ -10,11 +10,9 @@ from pathlib import Path
 
 from mlx_distill.chat.session import Session
 from mlx_distill.config import ChatConfig
-from mlx_distill.errors import ModelError
-from mlx_distill.models.resolve import resolve
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Contender
-from mlx_distill.runs import read_run
+from mlx_distill.runs import read_run, resolve_base
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,7 @@ def open_chat(config: ChatConfig, progress: Progress = SILENT) -> Opened:
             damaged.
     """
     run = read_run(config.run)
-    base = resolve(run.model.spec, progress=progress)
-    if base.revision != run.model.revision:
-        raise ModelError(
-            f"{run.model.spec} is not what it was when {config.run} was trained on it "
-            f"({run.model.revision} then, {base.revision} now).",
-            hint="Bring that revision back, or train again.",
-        )
+    base = resolve_base(config.run, run, progress)
     with progress.task(f"Loading {base.name} and {config.run}"):
         from mlx_distill.backends.mlx.chatting import open_voices
 

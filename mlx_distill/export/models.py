@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlx_distill.errors import ModelError
-from mlx_distill.models.folder import read_config
+from mlx_distill.models.folder import companions, read_config
 
-#: What a model's folder holds beside weights and configuration. Never code, never another format's weights.
-_COMPANIONS = (
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "LICENSE*",
-    "*.tiktoken",
-)
-
-_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+_WHOLE = ("model*.safetensors", "model.safetensors.index.json", "config.json")
 
 
 def copy_model(model: Path, out: Path) -> None:
@@ -32,7 +19,7 @@ def copy_model(model: Path, out: Path) -> None:
         ModelError: One of its files is a link that leads out of its folder.
     """
     copy_companions(model, out)
-    for file in _files(model, (*_WEIGHTS, "config.json")):
+    for file in _confined(model, (file for name in _WHOLE for file in sorted(model.glob(name)))):
         shutil.copyfile(file, out / file.name)
 
 
@@ -42,7 +29,7 @@ def copy_companions(model: Path, out: Path) -> None:
     Raises:
         ModelError: One of them is a link that leads out of its folder.
     """
-    for file in _files(model, _COMPANIONS):
+    for file in _confined(model, companions(model)):
         shutil.copyfile(file, out / file.name)
 
 
@@ -60,15 +47,14 @@ def weight_bytes(model: Path) -> int:
     return sum(file.stat().st_size for file in model.glob("model*.safetensors"))
 
 
-def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+def _confined(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
     whole = folder.resolve()
-    for pattern in patterns:
-        for file in sorted(folder.glob(pattern)):
-            if not file.resolve().is_relative_to(whole):
-                # What it leads to, such as a key, would be shared with the model.
-                raise ModelError(
-                    f"{file} is a link that leads out of its folder, to {file.resolve()}.",
-                    hint="Put the file itself there.",
-                )
-            if file.is_file():
-                yield file
+    for file in files:
+        if not file.resolve().is_relative_to(whole):
+            # What it leads to, such as a key, would be shared with the model.
+            raise ModelError(
+                f"{file} is a link that leads out of its folder, to {file.resolve()}.",
+                hint="Put the file itself there.",
+            )
+        if file.is_file():
+            yield file

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Literal
 
 from mlx_distill.agreement import Probe
+from mlx_distill.children import end_with_parent
 from mlx_distill.errors import MlxDistillError
+from mlx_distill.models.tokenizer import leave_out_torch
 from mlx_distill.records import Record
 
 Engine = Literal["mlx", "torch", "llama_cpp"]
@@ -61,8 +62,7 @@ def observe(job: Job) -> None:
 
 def _on_mlx(job: Job) -> None:
     """In float32 on a GPU too: what is compared is the export, not the rounding of a device."""
-    # transformers, here for what mlx-lm takes of it, would load it where it is installed.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    leave_out_torch()
     from mlx_distill.backends.mlx import device
     from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
     from mlx_distill.backends.mlx.observing import observe as observe_model
@@ -76,7 +76,7 @@ def _on_mlx(job: Job) -> None:
 
 
 def _first_line() -> bytes:
-    """Of standard input, and not a byte more: the rest of it is what `_end_with_parent` waits for."""
+    """Of standard input, and not a byte more: the rest of it is what `end_with_parent` waits for."""
     line = bytearray()
     while block := os.read(0, 1 << 16):
         line += block
@@ -85,18 +85,10 @@ def _first_line() -> bytes:
     return bytes(line)
 
 
-def _end_with_parent() -> None:
-    def wait() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def main() -> int:
     """Do the job of standard input."""
     job = Job.model_validate_json(_first_line())
-    _end_with_parent()
+    end_with_parent()
     try:
         observe(job)
     except (MlxDistillError, OSError) as error:

@@ -25,11 +25,10 @@ from mlx_distill.export.records import ExportRecord
 from mlx_distill.export.verify import CONSUMERS, compare, require_agreement
 from mlx_distill.export.writing import Written, write
 from mlx_distill.models.folder import check_folder, read_config
-from mlx_distill.models.resolve import resolve
 from mlx_distill.probing import MAX_POSITIONS, make_probe
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.run_records import RunRecord
-from mlx_distill.runs import FusedRecord, read_fused, read_run, require_own_folder
+from mlx_distill.runs import FusedRecord, read_fused, read_run, require_own_folder, resolve_base
 
 #: For what the models say, inside the folder that is being written; gone before that takes its name.
 _WORK = ".work"
@@ -151,14 +150,7 @@ def _run_of(source: Path) -> Path | None:
 def _base(run: Path, record: RunRecord, progress: Progress) -> Path:
     # Before the base is fetched: a damaged adapter is none the better for it.
     read_adapter(run)
-    base = resolve(record.model.spec, progress=progress)
-    if base.revision != record.model.revision:
-        raise ModelError(
-            f"{record.model.spec} is not what it was when {run} was trained on it "
-            f"({record.model.revision} then, {base.revision} now).",
-            hint="Bring that revision back, or train again.",
-        )
-    return Path(base.path)
+    return Path(resolve_base(run, record, progress).path)
 
 
 def _require_options(config: ExportConfig) -> None:

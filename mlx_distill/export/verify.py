@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from mlx_distill.agreement import Agreement, Observation, Probe, agreement
+from mlx_distill.children import run_module
 from mlx_distill.errors import ModelError
 from mlx_distill.export.observer import MARK, Engine, Job
 from mlx_distill.export.records import Kind
 from mlx_distill.progress import Progress
-
-#: Seconds that a process is given to end when asked.
-_GRACE = 5
 
 
 @dataclass(frozen=True)
@@ -126,26 +120,8 @@ def _observe(model: Model, probe: Probe, out: Path, name: str) -> Observation:
     )
     log = out / "log.txt"
     # Apple's chips since the M5, and NVIDIA's, would multiply float32 with the mantissa of float16.
-    environment = {**os.environ, "MLX_ENABLE_TF32": "0", "TOKENIZERS_PARALLELISM": "false"}
-    with log.open("wb") as file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "mlx_distill.export.observer"],
-            # Kept open: it closes with this process, and the child ends with it.
-            stdin=subprocess.PIPE,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            assert child.stdin is not None
-            # A child that is gone already says why by its status.
-            with suppress(BrokenPipeError):
-                child.stdin.write(f"{job.to_json()}\n".encode())
-                child.stdin.flush()
-            status = child.wait()
-        finally:
-            _end(child)
+    environment = {"MLX_ENABLE_TF32": "0", "TOKENIZERS_PARALLELISM": "false"}
+    status = run_module("mlx_distill.export.observer", log=log, environment=environment, line=job.to_json())
     if status != 0:
         raise ModelError(f"{name} did not take it: {_reason(status, log)}", hint=_HINT)
     return Observation.load(out)
@@ -159,19 +135,6 @@ def _reason(status: int, log: Path) -> str:
     if MARK in text:
         return text.rpartition(MARK)[2].strip()
     return (text.splitlines() or [f"exit status {status}"])[-1][:300]
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End what is left of the child's session."""
-    assert child.stdin is not None
-    with suppress(BrokenPipeError):
-        child.stdin.close()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(_GRACE)
-            return
 
 
 def _version(name: str) -> str | None:

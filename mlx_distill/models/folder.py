@@ -21,6 +21,19 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 
+#: What a model's folder holds beside weights and configuration. Never code, never another format's weights.
+_COMPANIONS = (
+    "tokenizer*",
+    "*.jinja",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "LICENSE*",
+    "*.tiktoken",
+)
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -98,6 +111,11 @@ def rotary_settings(folder: Path) -> dict[str, Any]:
     if stated.get("rope_type", "default") != "default":
         settings["rope_scaling"] = {key: value for key, value in stated.items() if key != "rope_theta"}
     return settings
+
+
+def companions(folder: Path) -> list[Path]:
+    """What a copy of a model needs beside weights and configuration: tokenizer, template, licence."""
+    return [file for pattern in _COMPANIONS for file in sorted(folder.glob(pattern))]
 
 
 def end_tokens(folder: Path) -> set[int]:

@@ -6,7 +6,6 @@ Reads: `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl}`, `adapt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlx_distill.layout import ComparisonFolder, RunFolder, read_record, read_ro
 from mlx_distill.records import ComparisonRecord, Generation, Manifest, Prompt, Verdict
 from mlx_distill.report.wording import CONTENDER_TITLES
 from mlx_distill.run_records import MetricRow, RunRecord
+from mlx_distill.verdicts import fitting_verdicts
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ def read_evidence(root: Path) -> Evidence:
         InputError: There are no generations, or a file is not what it claims to be.
     """
     folder = ComparisonFolder(root)
-    generations: dict[tuple[str, str], Generation] = {
-        (g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)
-    }
+    generations = {(g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)}
     name = root.resolve().name
     if not generations:
         raise InputError(
@@ -121,7 +119,7 @@ def read_evidence(root: Path) -> Evidence:
     record = read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
     run_path = _find_run(root, name, record)
     run, metrics = _read_run(run_path)
-    verdicts, stale = _fitting(read_rows(folder.verdicts, Verdict), generations)
+    verdicts, stale = fitting_verdicts(read_rows(folder.verdicts, Verdict), generations)
     return Evidence(
         folder=folder,
         name=record.name if record else name,
@@ -133,24 +131,6 @@ def read_evidence(root: Path) -> Evidence:
         stale=stale,
         metrics=metrics,
     )
-
-
-def _fitting(
-    verdicts: Iterable[Verdict], generations: Mapping[tuple[str, str], Generation]
-) -> tuple[tuple[Verdict, ...], int]:
-    """The latest verdict of each judge on each present answer, and how many answers have only outdated ones."""
-    fitting: dict[tuple[str, str, str], Verdict] = {}
-    outdated: set[tuple[str, str, str]] = set()
-    for verdict in verdicts:
-        answer = generations.get((verdict.prompt_id, verdict.contender))
-        key = (verdict.judge, verdict.prompt_id, verdict.contender)
-        if answer is None:
-            continue
-        if verdict.answer_sha256 == answer.answer_sha256:
-            fitting[key] = verdict
-        else:
-            outdated.add(key)
-    return tuple(fitting.values()), len(outdated - fitting.keys())
 
 
 def _find_run(root: Path, name: str, record: ComparisonRecord | None) -> Path | None:

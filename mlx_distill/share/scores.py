@@ -12,6 +12,7 @@ from pathlib import Path
 from mlx_distill import layout
 from mlx_distill.records import ComparisonRecord, Contender, Generation, Verdict
 from mlx_distill.stats import Interval, bootstrap_interval
+from mlx_distill.verdicts import fitting_verdicts
 
 CONTENDERS: tuple[Contender, ...] = ("teacher", "base", "distilled")
 
@@ -88,15 +89,10 @@ def read_scores(root: Path) -> Scores | None:
     if not answers:
         return None
     record = layout.read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
-    # The latest verdict of a judge on an answer counts, and only where it judges the answer that is there now.
-    verdicts = {
-        (v.judge, v.prompt_id, v.contender): v
-        for v in layout.read_rows(folder.verdicts, Verdict)
-        if (found := answers.get((v.prompt_id, v.contender))) and found.answer_sha256 == v.answer_sha256
-    }
-    judges = sorted(dict.fromkeys(judge for judge, _, _ in verdicts), key=lambda judge: judge == "rubric")
+    verdicts, _ = fitting_verdicts(layout.read_rows(folder.verdicts, Verdict), answers)
+    judges = sorted(dict.fromkeys(v.judge for v in verdicts), key=lambda judge: judge == "rubric")
     families = {g.prompt.id: g.prompt.family for g in answers.values()}
-    cards = (_scorecard(j, [v for v in verdicts.values() if v.judge == j], families) for j in judges)
+    cards = (_scorecard(j, [v for v in verdicts if v.judge == j], families) for j in judges)
     cut = {c: sum(g.contender == c and g.stop == "length" for g in answers.values()) for c in CONTENDERS}
     return Scores(record, len(families), tuple(card for card in cards if card.scores), cut)
 

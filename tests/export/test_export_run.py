@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_a_consumer_that_dies_is_told(tmp_path: Path, tiny_model: Path, monkeypa
     killer = tmp_path / "python"
     killer.write_text("#!/bin/sh\nkill -9 $$\n", encoding="utf-8")
     killer.chmod(0o755)
-    monkeypatch.setattr(verify.sys, "executable", str(killer))
+    monkeypatch.setattr(sys, "executable", str(killer))
     with pytest.raises(ModelError, match="killed by SIGKILL, as where memory runs out"):
         verify._observe(verify.Model("mlx", tiny_model), PROBE, tmp_path / "out", "It")
 

@@ -15,9 +15,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.servers.serving import serving
 
 TOKEN = "hf_" + "Qx7Lm2Vt9Kd4Rw8Zp3Nc6Jb1Yh5Gs0Ae"[:34]
 OWNER = "someone"
@@ -103,21 +105,8 @@ class HubApi:
 def hub_api() -> Iterator[HubApi]:
     """Run a Hub until the context ends."""
     hub = HubApi()
-
-    class Handler(_Handler):
-        state = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(_Handler, hub) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _blob(data: bytes) -> str:

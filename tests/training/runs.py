@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_distill.config import TrainConfig
+from mlx_distill.config import FuseConfig, TrainConfig
+from mlx_distill.fuse import fuse
 from mlx_distill.layout import RunFolder
 from mlx_distill.progress import Bar, Progress
+from mlx_distill.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,3 +133,11 @@ def start(config: TrainConfig) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
+
+
+def fused_run(folder: Path, model: Path) -> Path:
+    """A finished and fused run, named tuned, whose student says something else than its base."""
+    run = folder / "tuned"
+    train(settings(make_data(folder / "data"), model, run, epochs=3, learning_rate=0.02))
+    fuse(FuseConfig(run=run))
+    return run

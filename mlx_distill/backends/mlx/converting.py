@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
-from mlx_lm.utils import dequantize_model, load_model, quantize_model, save_config, save_model
+from mlx_lm.utils import dequantize_model, quantize_model
 
-from mlx_distill.errors import ModelError, ResourceError
-from mlx_distill.models.folder import rotary_settings
+from mlx_distill.backends.mlx.loading import DTYPES, load_lazily
+from mlx_distill.backends.mlx.saving import write_model
+from mlx_distill.errors import ModelError
 
 #: Weights that share a scale, as mlx-lm has it by default.
 GROUP_SIZE = 64
-
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def write_dense(folder: Path, out: Path, *, dtype: str | None = None) -> None:
@@ -33,11 +31,11 @@ def write_dense(folder: Path, out: Path, *, dtype: str | None = None) -> None:
         ModelError: mlx-lm cannot load the model.
         ResourceError: The weights cannot be written, as on a full disk.
     """
-    model, config = _load(folder)
-    _dequantize(model, None if dtype is None else _DTYPES[dtype])
+    model, config = load_lazily(folder)
+    _dequantize(model, None if dtype is None else DTYPES[dtype])
     for key in ("quantization", "quantization_config"):
         config.pop(key, None)
-    _save(model, config, out)
+    write_model(model, config, out, what="The model")
 
 
 def write_quantized(folder: Path, out: Path, bits: int) -> int:
@@ -55,7 +53,7 @@ def write_quantized(folder: Path, out: Path, bits: int) -> int:
         ModelError: mlx-lm cannot load the model, or none of its matrices divides into groups.
         ResourceError: The weights cannot be written, as on a full disk.
     """
-    model, config = _load(folder)
+    model, config = load_lazily(folder)
     if any(module.bits != bits for _, module in model.named_modules() if "scales" in module):
         _dequantize(model, None)
         for key in ("quantization", "quantization_config"):
@@ -66,7 +64,7 @@ def write_quantized(folder: Path, out: Path, bits: int) -> int:
         raise ModelError(
             f"{folder}: no matrix of this model divides into groups of {GROUP_SIZE}.", hint="Leave --quantize out."
         )
-    _save(model, config, out)
+    write_model(model, config, out, what="The model")
     return count
 
 
@@ -86,25 +84,3 @@ def _dequantize(model: nn.Module, dtype: mx.Dtype | None) -> None:
             lambda name, value: value.astype(wanted[name]) if name in wanted else value, model.parameters()
         )
     )
-
-
-def _load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    try:
-        model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: mlx-lm could not load this model: {error}",
-            hint="Check that config.json and model*.safetensors are whole and of one model.",
-        ) from error
-    return model, config
-
-
-def _save(model: nn.Module, config: dict[str, Any], out: Path) -> None:
-    try:
-        save_model(out, model, donate_model=True)
-    except RuntimeError as error:
-        # MLX has no other for a file that it cannot write.
-        raise ResourceError(
-            f"The model could not be written to {out.parent}: {error}", hint="Free some space there."
-        ) from error
-    save_config(config, out / "config.json")

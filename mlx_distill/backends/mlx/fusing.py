@@ -12,13 +12,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
-from mlx_lm.utils import load_model, save_config, save_model
 from pydantic import BaseModel, Field
 
 from mlx_distill import layout
-from mlx_distill.backends.mlx.loading import ADAPTER_LEAVES, load_adapter
-from mlx_distill.errors import ModelError, ResourceError
-from mlx_distill.models.folder import rotary_settings
+from mlx_distill.backends.mlx.loading import ADAPTER_LEAVES, load_adapter, load_lazily
+from mlx_distill.backends.mlx.saving import write_model
+from mlx_distill.errors import ModelError
 
 #: Rows of a matrix that exist in float32 at once.
 _ROWS = 512
@@ -110,7 +109,7 @@ def fuse_into(base: Path, adapter: Path, out: Path, *, dequantize: bool = False)
         ModelError: The adapter does not fit the base.
         ResourceError: The weights cannot be written, as on a full disk.
     """
-    model, config = load_model(base, lazy=True, model_config=rotary_settings(base))
+    model, config = load_lazily(base)
     load_adapter(model, adapter)
     # Names alone: a list of the modules would keep all old weights.
     names = [name for name, module in model.named_modules() if hasattr(module, "fuse")]
@@ -152,14 +151,7 @@ def _require_whole(model: nn.Module, names: Sequence[str], files: layout.RunFold
 def _save(model: nn.Module, config: dict[str, Any], out: Path) -> None:
     size = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     layout.require_disk(out, size, what="The fused model")
-    try:
-        save_model(out, model, donate_model=True)
-    except RuntimeError as error:
-        # MLX has no other for a file that it cannot write.
-        raise ResourceError(
-            f"The fused model could not be written to {out.parent}: {error}", hint="Free some space there."
-        ) from error
-    save_config(config, out / "config.json")
+    write_model(model, config, out, what="The fused model")
     mx.clear_cache()
 
 

@@ -9,12 +9,9 @@ from pathlib import Path
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.dora import DoRALinear
-from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
-from mlx_distill.backends.mlx.loading import load_adapter
-from mlx_distill.errors import ModelError
-from mlx_distill.models.folder import rotary_settings
+from mlx_distill.backends.mlx.loading import load_adapter, load_lazily
 
 
 @dataclass(frozen=True)
@@ -77,12 +74,6 @@ class Layers:
 
 
 def _lazily(folder: Path) -> nn.Module:
-    try:
-        model, _ = load_model(folder, lazy=True, model_config=rotary_settings(folder))
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: mlx-lm could not load this model: {error}",
-            hint="Check that config.json and model*.safetensors are whole and of one model.",
-        ) from error
+    model, _ = load_lazily(folder)
     model.freeze()
     return model

@@ -38,7 +38,27 @@ _MATRICES = (
     nn.QuantizedEmbedding,
 )
 
-_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+#: By name.
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def load_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A model whose weights are read when they are asked for, and its configuration.
+
+    Args:
+        folder: A model in Hugging Face layout.
+
+    Raises:
+        ModelError: mlx-lm does not know the architecture, or the files are damaged.
+    """
+    try:
+        model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: mlx-lm could not load this model: {error}",
+            hint="Check that config.json and model*.safetensors are whole and of one model.",
+        ) from error
+    return model, config
 
 
 def load_frozen(folder: Path, *, dtype: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -55,14 +75,8 @@ def load_frozen(folder: Path, *, dtype: str) -> tuple[nn.Module, dict[str, Any]]
     Raises:
         ModelError: mlx-lm does not know the architecture, or the files are damaged.
     """
-    try:
-        model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: mlx-lm could not load this model: {error}",
-            hint="Check that config.json and model*.safetensors are whole and of one model.",
-        ) from error
-    wanted = _DTYPES.get(dtype) or (None if on_gpu() else mx.float32)
+    model, config = load_lazily(folder)
+    wanted = DTYPES.get(dtype) or (None if on_gpu() else mx.float32)
     if wanted is not None:
         model.set_dtype(wanted)
     model.freeze()
