@@ -166,6 +166,7 @@ def test_of_several_processes_one_makes_the_tokens(tmp_path: Path, tiny_model: P
     assert len(list(token_folder().rglob(HEADER))) == 1
 
 
+@pytest.mark.slow
 def test_200000_rows_take_hardly_more_memory_than_200(tmp_path: Path, tiny_model: Path) -> None:
     peaks = []
     for rows in (200, 200_000):

@@ -37,7 +37,7 @@ def over(one: MlxStudent) -> StepStats:
     return sum((one.evaluate(batch) for batch in in_order(ROWS, 2)), NO_TOKENS)
 
 
-@pytest.fixture(params=[4, 8])
+@pytest.fixture(params=[4, pytest.param(8, marks=pytest.mark.slow)])
 def bits(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 

@@ -30,7 +30,10 @@ def reference(model: Path, **changes: Any) -> TorchStudent:
     return TorchStudent(model, settings(Path("data"), model, Path("run"), backend="torch", device="cpu", **changes))
 
 
-@pytest.fixture(scope="module", params=["qwen2-tied", "qwen2", "llama-tied", "llama"])
+@pytest.fixture(
+    scope="module",
+    params=["qwen2-tied", "llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "llama-tied"))],
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     architecture, _, tied = request.param.partition("-")
     return make_tiny_model(tmp_path_factory.mktemp("parity") / "model", architecture=architecture, tied=bool(tied))

@@ -82,7 +82,7 @@ def test_the_round_trip_is_bit_exact(data: strategies.DataObject) -> None:
     ("architecture", "tied", "changes"),
     [
         ("llama", True, {"rslora": True, "targets": "q_proj,down_proj", "rank": 3, "scale": 0.7}),
-        ("qwen2", False, {"adapter": "dora", "layers": "all", "dropout": 0.1}),
+        pytest.param("qwen2", False, {"adapter": "dora", "layers": "all", "dropout": 0.1}, marks=pytest.mark.slow),
     ],
     ids=["rslora", "dora"],
 )

@@ -181,6 +181,7 @@ def test_other_rows_on_another_machine_are_refused(base: TrainConfig, tmp_path: 
     assert not RunFolder(config.run).record.exists()
 
 
+@pytest.mark.slow
 def test_what_rank_0_cannot_begin_ends_all(base: TrainConfig, tmp_path: Path) -> None:
     config = in_folder(base, tmp_path / "run")
     config.run.mkdir()

@@ -65,6 +65,7 @@ def check_whole(run: Path) -> None:
     assert [path for path in run.rglob(".*") if path.name != ".lock"] == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_some_write_on_costs_no_more_than_a_stop(
     base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, writes: Writes
 ) -> None:

@@ -94,6 +94,7 @@ train(settings(Path(data), Path(model), Path(run), report_to="tensorboard", chec
 """
 
 
+@pytest.mark.slow
 def test_tensorboard_goes_on_after_kills(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     config = settings(data, tiny_model, tmp_path / "run", report_to="tensorboard", checkpoint_every=3)
     for step in (5, 2):
