@@ -172,8 +172,8 @@ def test_a_corrupt_layer_of_a_quantized_base_is_caught(
     run = trained(tmp_path, quantized(tmp_path / "base", 4))
     real = fusing._fuse
 
-    def wrong(module: Any, *, dequantize: bool) -> Any:
-        fused = real(module, dequantize=dequantize)
+    def wrong(name: str, module: Any, *, dequantize: bool) -> Any:
+        fused = real(name, module, dequantize=dequantize)
         values = fused.scales if "scales" in fused else fused.weight
         values[3] = math.nan if way == "requantize" else -values[3]
         return fused

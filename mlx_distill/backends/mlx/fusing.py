@@ -16,11 +16,12 @@ from pydantic import BaseModel, Field
 
 from mlx_distill import layout
 from mlx_distill.backends.mlx.loading import ADAPTER_LEAVES, load_adapter, load_lazily
+from mlx_distill.backends.mlx.rounding import key_of, rounded
 from mlx_distill.backends.mlx.saving import write_model
 from mlx_distill.errors import ModelError
 
-#: Rows of a matrix that exist in float32 at once.
-_ROWS = 512
+#: Values of a matrix that exist in float32 at once, with some ten times as much beside them as they are rounded.
+_VALUES = 2**16
 
 #: Types that weights have, the coarsest first.
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -93,10 +94,10 @@ def require_adapter(folder: Path) -> None:
 def fuse_into(base: Path, adapter: Path, out: Path, *, dequantize: bool = False) -> Fused:
     """Write the weights and configuration of base + adapter.
 
-    A matrix is formed in float32 and rounded once, to the type that the base's weights have on disk; where those are
-    quantized, it is then quantized as they were, unless it is to stay dequantized. What is no single matrix, such as
-    experts, is fused by mlx-lm. A fused matrix takes the place of the old one before the next is made: beyond the model
-    itself, less memory is held than a layer's weights take.
+    A matrix is formed in float32 and rounded once, by chance, to the type that the base's weights have on disk; where
+    those are quantized, it is quantized as they were instead, unless it is to stay dequantized. What is no single
+    matrix, such as experts, is fused by mlx-lm. A fused matrix takes the place of the old one before the next is made:
+    beyond the model itself, less memory is held than a layer's weights take.
 
     Args:
         base: Folder of the model that the adapter was trained on.
@@ -122,7 +123,7 @@ def fuse_into(base: Path, adapter: Path, out: Path, *, dequantize: bool = False)
         module = _module(model, name)
         if _is_quantized(module):
             quantized.append(name)
-        fused = _fuse(module, dequantize=dequantize)
+        fused = _fuse(name, module, dequantize=dequantize)
         model.update_modules(tree_unflatten([(name, fused)]))
         dtypes.add(_dtype(fused))
         del module, fused
@@ -179,7 +180,7 @@ def _dtype(module: nn.Module) -> str:
     return next((dtype for dtype in _DTYPES if dtype in found), _DTYPES[0])
 
 
-def _fuse(module: nn.Module, *, dequantize: bool) -> nn.Module:
+def _fuse(name: str, module: nn.Module, *, dequantize: bool) -> nn.Module:
     base = _inner(module)
     if not isinstance(module, LoRALinear | DoRALinear) or not isinstance(base, nn.Linear | nn.QuantizedLinear):
         fused = module.fuse(dequantize=dequantize)
@@ -188,23 +189,26 @@ def _fuse(module: nn.Module, *, dequantize: bool) -> nn.Module:
     fused = nn.Linear(1, 1, bias=False)
     if "bias" in base:
         fused.bias = base.bias
-    fused.weight = _merged(module, base)
-    if isinstance(base, nn.QuantizedLinear) and not dequantize:
+    quantize = isinstance(base, nn.QuantizedLinear) and not dequantize
+    # Next to the steps of a quantized matrix those of its scales' type are nothing, and chance would be noise alone.
+    fused.weight = _merged(module, base, None if quantize else name)
+    if isinstance(base, nn.QuantizedLinear) and quantize:
         fused = nn.QuantizedLinear.from_linear(fused, base.group_size, base.bits, mode=base.mode)
     mx.eval(fused.parameters())
     return fused
 
 
-def _merged(module: LoRALinear | DoRALinear, base: nn.Linear | nn.QuantizedLinear) -> mx.array:
-    """The matrix (out, in) that base and adapter stand for, rounded once."""
+def _merged(module: LoRALinear | DoRALinear, base: nn.Linear | nn.QuantizedLinear, name: str | None) -> mx.array:
+    """The matrix (out, in) that base and adapter stand for, rounded once: by the chance of its name, or to nearest."""
     made: list[mx.array] = []
-    for start in range(0, base.weight.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
+    at_once = max(1, _VALUES // module.lora_a.shape[0])
+    for start in range(0, base.weight.shape[0], at_once):
+        rows = slice(start, start + at_once)
         weight, dtype = _dense(base, rows)
         weight = weight + (module.scale * module.lora_b[:, rows].T) @ module.lora_a.T
         if isinstance(module, DoRALinear):
             weight = weight * (module.m[rows] / mx.linalg.norm(weight, axis=1))[:, None]
-        made.append(weight.astype(dtype))
+        made.append(weight.astype(dtype) if name is None else rounded(weight, dtype, key_of(name, start)))
         mx.eval(made[-1])
     return made[0] if len(made) == 1 else mx.concatenate(made)
 
