@@ -1,4 +1,4 @@
-"""Every file name the project uses, and the safe ways to write, read and lock files.
+"""The safe ways to write, read and lock files; their names are in `folders`.
 
 A file is written to a temporary name beside it, fsynced, then renamed: a reader sees the old content or the new, never
 half. Rows that arrive one at a time are appended and fsynced; half a last line, left by a crash, is dropped on reading.
@@ -13,19 +13,37 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mlx_distill import locks
 from mlx_distill.errors import FolderError, InputError, ResourceError
+from mlx_distill.folders import (
+    SPLITS,
+    BenchFolder,
+    ComparisonFolder,
+    DataFolder,
+    RunFolder,
+    export_record,
+    fused_record,
+    stamp,
+)
+
+__all__ = [
+    "SPLITS",
+    "BenchFolder",
+    "ComparisonFolder",
+    "DataFolder",
+    "RunFolder",
+    "export_record",
+    "fused_record",
+    "stamp",
+]
 
 R = TypeVar("R", bound=BaseModel)
-
-SPLITS = ("train", "valid", "test")
 
 #: Each folder that is written to is held by it.
 lock = locks.lock
@@ -33,132 +51,6 @@ lock = locks.lock
 #: Names of what is being written, and of a folder on its way out; `tempfile` adds eight characters.
 _PART, _OLD = ".part-", ".old-"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)(?P<kind>\.part-|\.old-)[a-z0-9_]{8}(\.\w+)?")
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """`data/NAME/`: a collection and the data set made from it."""
-
-    root: Path
-
-    @property
-    def ledger(self) -> Path:
-        return self.root / "ledger.db"
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts.jsonl"
-
-    @property
-    def manifest(self) -> Path:
-        return self.root / "manifest.json"
-
-    def split(self, name: str) -> Path:
-        """The file of "train", "valid" or "test"."""
-        return self.root / f"{name}.jsonl"
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """`adapters/RUN/`: a training run and the adapter it made."""
-
-    root: Path
-
-    @property
-    def adapter(self) -> Path:
-        return self.root / "adapters.safetensors"
-
-    @property
-    def adapter_config(self) -> Path:
-        return self.root / "adapter_config.json"
-
-    @property
-    def record(self) -> Path:
-        return self.root / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def fused(self) -> Path:
-        return self.root / "fused"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
-
-    def export(self, kind: str) -> Path:
-        return self.root / "export" / kind
-
-
-@dataclass(frozen=True)
-class BenchFolder:
-    """`visuals/bench/`: how fast the backends are."""
-
-    root: Path
-
-    def file(self, kind: Literal["json", "md", "html", "png"]) -> Path:
-        """The record, the text for an issue, the page or the chart."""
-        return self.root / f"bench.{kind}"
-
-
-@dataclass(frozen=True)
-class ComparisonFolder:
-    """`visuals/RUN/`: what the contenders said, what judges made of it, and the report."""
-
-    root: Path
-
-    @property
-    def record(self) -> Path:
-        return self.root / "comparison.json"
-
-    @property
-    def teacher_ledger(self) -> Path:
-        return self.root / "teacher.db"
-
-    @property
-    def generations(self) -> Path:
-        return self.root / "generations.jsonl"
-
-    @property
-    def verdicts(self) -> Path:
-        return self.root / "verdicts.jsonl"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results.md"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def pipeline(self) -> Path:
-        return self.root / "pipeline.mmd"
-
-    def chart(self, name: str) -> Path:
-        """The picture of a chart: training_curves, model_scorecard, prompt_comparison, cost_scaling."""
-        return self.root / f"{name}.png"
-
-
-def stamp(folder: Path, step: str) -> Path:
-    """Where a step of `run` notes what it was made from, inside the folder it made."""
-    return folder / ".steps" / f"{step}.json"
-
-
-def fused_record(folder: Path) -> Path:
-    """Beside the weights of a fused model: what it was made from."""
-    return folder / "mlx_distill_fused.json"
-
-
-def export_record(folder: Path) -> Path:
-    """The same, beside an export."""
-    return folder / "mlx_distill_export.json"
 
 
 def models_cache() -> Path:

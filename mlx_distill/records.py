@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "valid", "test"]
-Contender = Literal["teacher", "base", "distilled"]
+
+#: Who answers in a comparison: "teacher", "base", "distilled", or a name that the user gave to another model.
+Contender = str
+
+#: The contenders of every comparison, in the order of display; others come after them.
+CONTENDERS: tuple[Contender, ...] = ("teacher", "base", "distilled")
+
+#: What a contender may be called.
+CONTENDER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 
 #: Why a teacher stopped, in our own words. "end" is the only one that makes a finished answer.
 StopReason = Literal["end", "length", "refusal", "context", "other"]
@@ -243,11 +251,18 @@ class ModelRecord(Record):
 
 
 class Generation(Record):
-    """A row of `generations.jsonl`: one contender's answer to one prompt."""
+    """A row of `generations.jsonl`: one contender's answer to one prompt.
+
+    Attributes:
+        sample: Which of the contender's answers to this prompt, from 0. Judges and the page take the first.
+        temperature: 0 is greedy. A teacher answers as it does by itself, and its rows say 0.
+        seed: What the samples were drawn with.
+    """
 
     format: Literal[1] = 1
     prompt: Prompt
-    contender: Contender
+    contender: Contender = Field(pattern=CONTENDER_PATTERN)
+    sample: int = Field(default=0, ge=0)
     model: str
     text: str
     stop: StopReason
@@ -255,6 +270,8 @@ class Generation(Record):
     seconds: float = Field(ge=0)
     max_tokens: int = Field(gt=0)
     repetition_penalty: float = 1.0
+    temperature: float = 0.0
+    seed: int = 0
 
     @property
     def finished(self) -> bool:
@@ -286,7 +303,7 @@ class Verdict(Record):
 
     format: Literal[1] = 1
     prompt_id: str
-    contender: Contender
+    contender: Contender = Field(pattern=CONTENDER_PATTERN)
     judge: str
     answer_sha256: str
     scores: dict[str, DimensionScore] = {}
@@ -307,9 +324,12 @@ class ComparisonRecord(Record):
         name: Of the comparison, and of its folder.
         run: Folder of the training run, as given.
         teacher: Its spec; None where base and student were compared alone.
-        models: What answered, by contender.
-        prompts: The prompt file, as given.
-        prompts_sha256: Of its content.
+        models: What answered, by contender, in the order of display.
+        prompts: The prompt file, as given; None where tasks alone were asked.
+        prompts_sha256: Of all that was asked.
+        evals: Sets of tasks that were asked too, as given.
+        tasks_sha256: By the id of each task, the hash of all that decides how an answer to it is scored.
+        samples: Answers of a local model to each prompt.
         max_tokens: The one token budget of all contenders.
         device: Where the local models ran.
         seconds: Wall time of all answers of a contender.
@@ -324,6 +344,11 @@ class ComparisonRecord(Record):
     models: dict[Contender, str]
     prompts: str | None = None
     prompts_sha256: str
+    evals: tuple[str, ...] = ()
+    tasks_sha256: dict[str, str] = {}
+    samples: int = Field(default=1, gt=0)
+    temperature: float = 0.0
+    seed: int = 0
     max_tokens: int = Field(gt=0)
     repetition_penalty: float = 1.0
     device: str

@@ -1,10 +1,15 @@
-"""Which verdicts still hold: a comparison can be answered again after it was judged."""
+"""Which answers are judged and shown, and which verdicts on them still hold: a comparison can be answered again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from mlx_distill.records import Contender, Generation, Verdict
+
+
+def first_answers(rows: Iterable[Generation]) -> dict[tuple[str, Contender], Generation]:
+    """The answers that are judged and shown, by prompt and contender: the first sample of each, the latest made."""
+    return {(row.prompt.id, row.contender): row for row in rows if row.sample == 0}
 
 
 def fitting_verdicts(

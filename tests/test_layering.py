@@ -19,8 +19,8 @@ MAX_LINES = 400
 
 #: From the ground up. A module imports its own layer's and those below; a folder stands for all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "progress"),
-    ("records", "run_records", "settings"),
+    ("errors", "progress", "folders"),
+    ("records", "run_records", "scores", "settings"),
     ("config",),
     ("recipe",),
     ("layout", "locks", "children", "pricing", "stats", "batches", "code_blocks"),

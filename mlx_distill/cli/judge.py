@@ -9,10 +9,7 @@ from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import JudgeConfig
 from mlx_distill.progress import Progress
-from mlx_distill.records import Generation, Verdict
-
-#: Contenders in the order in which tables show them.
-_ORDER = ("teacher", "base", "distilled")
+from mlx_distill.records import CONTENDERS, Generation, Verdict
 
 
 @make_command(
@@ -74,7 +71,7 @@ def _label(judge: str, generations: Sequence[Generation]) -> tuple[str, bool]:
 def _table(scores: dict[str, dict[str, float]], answers: Counter[str]) -> list[str]:
     from mlx_distill.judges.base import DIMENSIONS
 
-    shown = [name for name in _ORDER if name in scores] + [name for name in scores if name not in _ORDER]
+    shown = [name for name in CONTENDERS if name in scores] + [name for name in scores if name not in CONTENDERS]
     if not shown:
         return []
     width = max(len(title) for title in DIMENSIONS.values())

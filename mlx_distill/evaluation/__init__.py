@@ -13,8 +13,9 @@ or no can be guessed, and without a sandbox a program can read what the user can
 
 from mlx_distill.evaluation.human_eval import load_human_eval
 from mlx_distill.evaluation.passing import mean_pass_at_k, pass_at_k
-from mlx_distill.evaluation.scoring import Ending, Outcome, score_answer, score_answers
+from mlx_distill.evaluation.scoring import score_answer, score_answers
 from mlx_distill.evaluation.tasks import EvalTask, as_prompts, load_tasks
+from mlx_distill.scores import Ending, Outcome
 
 __all__ = [
     "Ending",

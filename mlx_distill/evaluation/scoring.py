@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 from mlx_distill.code_blocks import code_blocks, source
 from mlx_distill.errors import InputError
@@ -26,7 +26,7 @@ from mlx_distill.evaluation.tasks import EvalTask, SqlCase
 from mlx_distill.execution import Execution, Limits, isolation_level, run_python, run_sql
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.quality.verify import choose_isolation
-from mlx_distill.records import Record
+from mlx_distill.scores import Ending, Outcome
 
 #: Raised when a change makes the same answer pass or fail otherwise.
 CODE_FORMAT = 1
@@ -41,41 +41,7 @@ LIMITS = Limits(
 #: Open tasks bring tests of their own, some of which wait.
 OPEN_LIMITS = Limits(seconds=20, cpu_seconds=20)
 
-#: What came of an answer. "failed": a test saw something else. "error": the code ended or raised before all were run.
-Ending = Literal[
-    "passed", "failed", "error", "no_code", "not_parsed", "timeout", "memory", "output", "processes", "crashed"
-]
-
 _DETAIL_CHARACTERS = 300
-
-
-class Outcome(Record):
-    """What came of one answer.
-
-    Attributes:
-        outcome: "passed" is the only good one; "timeout" to "processes" name the limit that was passed.
-        detail: What happened, in one line without control characters. May show a test: not for training.
-        parses: Whether the code parses; None where there is none, or it was stopped before that was known.
-        tests: Hidden tests of the task; of an open task those that the answer brought.
-        tests_passed: Those that passed.
-        seconds: Wall time of the code.
-        isolation: How it was kept apart, such as "process" or "sandbox (Landlock V6 and seccomp)"; None where none ran.
-    """
-
-    format: Literal[1] = 1
-    task_id: str
-    outcome: Ending
-    detail: str
-    parses: bool | None = None
-    tests: int = 0
-    tests_passed: int = 0
-    seconds: float = 0.0
-    isolation: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every test passed."""
-        return self.outcome == "passed"
 
 
 def score_answers(

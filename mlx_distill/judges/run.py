@@ -24,6 +24,7 @@ from mlx_distill.layout import ComparisonFolder, append_row, drop_torn_line, loc
 from mlx_distill.progress import SILENT, Bar, Progress
 from mlx_distill.records import Generation, Verdict
 from mlx_distill.teachers.registry import open_teacher
+from mlx_distill.verdicts import first_answers
 
 #: Raised when a change makes the rubric score the same answers differently.
 CODE_FORMAT = 1
@@ -88,12 +89,12 @@ def judge(config: JudgeConfig, judge: Judge, progress: Progress = SILENT) -> lis
 
 
 def latest_generations(folder: ComparisonFolder) -> list[Generation]:
-    """The answers of a comparison; where one was made twice, the later.
+    """The answers of a comparison that are judged.
 
     Raises:
         InputError: There are none, or a row cannot be read.
     """
-    found = {(g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)}
+    found = first_answers(read_rows(folder.generations, Generation))
     if not found:
         raise InputError("holds no answers.", path=folder.generations, hint="Run  mlx-distill compare  again.")
     return list(found.values())

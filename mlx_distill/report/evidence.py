@@ -15,7 +15,7 @@ from mlx_distill.layout import ComparisonFolder, RunFolder, read_record, read_ro
 from mlx_distill.records import ComparisonRecord, Generation, Manifest, Prompt, Verdict
 from mlx_distill.report.wording import CONTENDER_TITLES
 from mlx_distill.run_records import MetricRow, RunRecord
-from mlx_distill.verdicts import fitting_verdicts
+from mlx_distill.verdicts import first_answers, fitting_verdicts
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Evidence:
     def contenders(self) -> tuple[str, ...]:
         """Who answered, in the order of display."""
         present = {g.contender for g in self.generations}
-        return tuple(c for c in CONTENDER_TITLES if c in present)
+        others = tuple(dict.fromkeys(g.contender for g in self.generations if g.contender not in CONTENDER_TITLES))
+        return (*(c for c in CONTENDER_TITLES if c in present), *others)
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -107,7 +108,7 @@ def read_evidence(root: Path) -> Evidence:
         InputError: There are no generations, or a file is not what it claims to be.
     """
     folder = ComparisonFolder(root)
-    generations = {(g.prompt.id, g.contender): g for g in read_rows(folder.generations, Generation)}
+    generations = first_answers(read_rows(folder.generations, Generation))
     name = root.resolve().name
     if not generations:
         raise InputError(

@@ -10,13 +10,13 @@ from pathlib import PurePath
 from typing import Any
 
 from mlx_distill.config import ShareConfig
-from mlx_distill.records import Manifest
+from mlx_distill.records import CONTENDERS, Manifest
 from mlx_distill.run_records import RunRecord
 from mlx_distill.share.base import Base
 from mlx_distill.share.cleaning import short
 from mlx_distill.share.contents import CHARTS, COMPARISON_FOLDER, PublishedFile
 from mlx_distill.share.front_matter import front_matter
-from mlx_distill.share.scores import CONTENDERS, Score, Scorecard, Scores
+from mlx_distill.share.scores import Score, Scorecard, Scores
 from mlx_distill.share.usage import usage
 
 #: Below this many families of prompts a percentile bootstrap is too narrow to be taken at its word.

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_distill import layout
-from mlx_distill.records import ComparisonRecord, Contender, Generation, Verdict
+from mlx_distill.records import CONTENDERS, ComparisonRecord, Contender, Generation, Verdict
 from mlx_distill.stats import Interval, bootstrap_interval
-from mlx_distill.verdicts import fitting_verdicts
-
-CONTENDERS: tuple[Contender, ...] = ("teacher", "base", "distilled")
+from mlx_distill.verdicts import first_answers, fitting_verdicts
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def read_scores(root: Path) -> Scores | None:
         InputError: A file of it is not what it claims to be.
     """
     folder = layout.ComparisonFolder(root)
-    answers = {(g.prompt.id, g.contender): g for g in layout.read_rows(folder.generations, Generation)}
+    answers = first_answers(layout.read_rows(folder.generations, Generation))
     if not answers:
         return None
     record = layout.read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
