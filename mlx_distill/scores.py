@@ -72,7 +72,7 @@ class HeldOutLoss(Record):
     """A row of `heldout.jsonl`: how a local contender likes one held-out answer of the teacher.
 
     Attributes:
-        row_sha256: Of the data set's row.
+        row_sha256: Of the row's tokens.
         model: What read it.
         nll: Negative log-likelihood of the answer's tokens, their sum in nats.
         tokens: That carry loss.

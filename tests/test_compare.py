@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlx_distill.backends.mlx.generation import Generator
-from mlx_distill.compare import compare
+from mlx_distill.compare.run import compare
 from mlx_distill.config import CompareConfig
 from mlx_distill.errors import FolderError, InputError, ModelError, TeacherError
 from mlx_distill.layout import ComparisonFolder, RunFolder, lock, read_record, read_rows
@@ -257,6 +257,7 @@ def test_a_killed_comparison_goes_on(config: CompareConfig, tmp_path: Path) -> N
         part
         for key, value in config.model_dump(mode="json", exclude_none=True).items()
         if key != "run"
+        if value != ""
         for part in (f"--{key.replace('_', '-')}", str(value))
     ]
     generator = random.Random(1)

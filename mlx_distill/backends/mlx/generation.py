@@ -1,27 +1,34 @@
 """Answers of a local model, many at once, with mlx-lm's continuous batching.
 
-Greedy, so that the same model gives the same answers. A prompt is padded to the longest of its batch, which changes
-sums in the last bits: another batch size may, rarely, tip an answer another way.
+Greedy, or drawn with a key of each answer's own, so that the same model gives the same answers. A prompt is padded to
+the longest of its batch, which changes sums in the last bits: another batch size may, rarely, tip an answer the other
+way.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from jinja2.exceptions import TemplateError
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_tokenizer
 
+from mlx_distill.agreement import ProbeRow
 from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.head import Head, find_head
 from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
+from mlx_distill.backends.mlx.observing import logits_at
 from mlx_distill.errors import InputError
 from mlx_distill.models.folder import context_length
 from mlx_distill.models.tokenizer import require_chat_template
@@ -49,6 +56,35 @@ class Answer:
     stop: StopReason
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the words of one answer are drawn.
+
+    Attributes:
+        temperature: Above 0.
+        key: Decides the draws: they do not depend on what else is in the batch.
+    """
+
+    temperature: float
+    key: int
+
+    @classmethod
+    def of(cls, temperature: float, *what: object) -> Sampling | None:
+        """The sampling that is of something alone; None for a temperature of 0, which is greedy."""
+        digest = hashlib.sha256("\n".join(map(str, what)).encode()).digest()
+        return cls(temperature, int.from_bytes(digest[:8], "big")) if temperature else None
+
+    def sampler(self) -> Callable[[mx.array], mx.array]:
+        """Draws a token from log-probabilities (1, V), the next one at each call."""
+        keys = [mx.random.key(self.key)]
+
+        def draw(logprobs: mx.array) -> mx.array:
+            keys[0], key = mx.random.split(keys[0])
+            return mx.random.categorical(logprobs * (1 / self.temperature), key=key)
+
+        return draw
 
 
 class ChatModel:
@@ -91,6 +127,11 @@ class ChatModel:
         twin._model.eval()
         mx.eval(twin._model.parameters())
         return twin
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself, of mlx-lm."""
+        return self._model
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -173,6 +214,7 @@ class Generator:
         batch_size: int,
         repetition_penalty: float = 1.0,
         names: Sequence[str] | None = None,
+        sampling: Sequence[Sampling | None] | None = None,
         bar: Bar | None = None,
     ) -> Iterator[Answer]:
         """Answer every conversation, in the order in which the answers end.
@@ -183,6 +225,7 @@ class Generator:
             batch_size: Conversations answered at once.
             repetition_penalty: See `ChatModel.batches`.
             names: What to call them in an error.
+            sampling: How each answer is drawn; None is greedy.
             bar: Advanced by the tokens written.
 
         Raises:
@@ -200,16 +243,43 @@ class Generator:
         generator = self._model.batches(
             batch_size=batch_size, prefill_batch_size=batch_size, repetition_penalty=repetition_penalty
         )
-        return self._generate(generator, prompts, max_tokens, bar or Bar())
+        return self._generate(generator, prompts, max_tokens, sampling or [None] * len(prompts), bar or Bar())
+
+    def negative_log_likelihood(self, row: ProbeRow) -> float:
+        """How unlikely the model finds the tokens that follow a row's positions.
+
+        Returns:
+            The sum over them, in nats.
+        """
+        model, parts = self._model.module, self._parts
+        total, at = 0.0, 0
+        for logits in logits_at(model, parts, row):
+            targets = mx.array(row.targets[at : at + logits.shape[0]])
+            found = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+            total += float((mx.logsumexp(logits, axis=-1) - found).sum().item())
+            at += logits.shape[0]
+        mx.clear_cache()
+        return total
+
+    @cached_property
+    def _parts(self) -> tuple[Callable[[mx.array], mx.array], Head] | None:
+        return find_head(self._model.module)
 
     def _generate(
-        self, generator: BatchGenerator, prompts: list[list[int]], max_tokens: int, bar: Bar
+        self,
+        generator: BatchGenerator,
+        prompts: list[list[int]],
+        max_tokens: int,
+        sampling: Sequence[Sampling | None],
+        bar: Bar,
     ) -> Iterator[Answer]:
         started = time.perf_counter()
         try:
             # Longest first: prompts of like length are padded least, and the last to start is the quickest to read.
             order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-            uids = generator.insert([prompts[i] for i in order], [max_tokens] * len(order))
+            drawing = [None if (how := sampling[i]) is None else how.sampler() for i in order]
+            samplers = {"samplers": drawing} if any(drawing) else {}
+            uids = generator.insert([prompts[i] for i in order], [max_tokens] * len(order), **samplers)
             index_of = dict(zip(uids, order, strict=True))
             written: dict[int, list[int]] = {uid: [] for uid in uids}
             while responses := generator.next_generated():

@@ -41,7 +41,7 @@ def observe(model: nn.Module, probe: Probe, folder: Path) -> None:
     writer = ObservationWriter(folder, probe)
     parts = find_head(model)
     for row in probe.rows:
-        for logits in _logits(model, parts, row):
+        for logits in logits_at(model, parts, row):
             mx.eval(logits)
             writer.add_row(np.asarray(logits))
     writer.finish(_answers(model, probe))
@@ -71,10 +71,17 @@ def observe_folder(folder: Path, adapter: Path | None, probe: Probe, out: Path) 
     mx.clear_cache()
 
 
-def _logits(
+def logits_at(
     model: nn.Module, parts: tuple[Callable[[mx.array], mx.array], Head] | None, row: ProbeRow
 ) -> Iterator[mx.array]:
-    """(some positions, V) in float32, in the order of the row's positions."""
+    """What follows some positions of a row, in chunks.
+
+    Args:
+        parts: Of `head.find_head`; None where the head is not a linear one.
+
+    Yields:
+        Logits (some positions, vocabulary) in float32, in the order of the row's positions.
+    """
     tokens, positions = mx.array([row.tokens]), mx.array(row.positions)
     whole = model(tokens)[0] if parts is None else parts[0](tokens)[0]
     for start in range(0, len(row.positions), _CHUNK):

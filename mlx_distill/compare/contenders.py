@@ -1,0 +1,107 @@
+"""Who answers: teacher, base and distilled student, and whatever else is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_distill import layout
+from mlx_distill.config import CompareConfig
+from mlx_distill.errors import ConfigError
+from mlx_distill.models.resolve import resolve
+from mlx_distill.progress import Progress
+from mlx_distill.records import CONTENDER_PATTERN, CONTENDERS
+from mlx_distill.run_records import RunRecord
+from mlx_distill.runs import FusedRecord, read_fused, read_run
+from mlx_distill.teachers.registry import TEACHERS
+
+#: What a spec of a local model may begin with: the student's own backend answers for it, not a teacher's.
+_LOCAL = "mlx:"
+
+
+@dataclass(frozen=True)
+class LocalContender:
+    """A model that answers on this machine.
+
+    Attributes:
+        name: Of the contender.
+        model: Its identity: answers of another are not its own.
+        folder: In Hugging Face layout.
+    """
+
+    name: str
+    model: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class AskedContender:
+    """A teacher that is asked through a ledger.
+
+    Attributes:
+        name: Of the contender.
+        model: Its spec.
+    """
+
+    name: str
+    model: str
+
+
+Contending = LocalContender | AskedContender
+
+
+def contenders_of(config: CompareConfig, run: RunRecord, fused: FusedRecord, progress: Progress) -> list[Contending]:
+    """All who answer, in the order of display.
+
+    Raises:
+        ConfigError: What names the others cannot be read.
+        InputError, ModelError: One of them is not there.
+    """
+    named = list(parse_others(config.others))
+    found: list[Contending] = [] if config.teacher is None else [AskedContender("teacher", config.teacher)]
+    base = resolve(run.model.spec, progress=progress)
+    found.append(LocalContender("base", f"{base.name}@{(base.revision or 'folder')[:12]}", Path(base.path)))
+    found.append(_fused("distilled", config.run, fused, config.fused or layout.RunFolder(config.run).fused))
+    return found + [_other(name, spec, progress) for name, spec in named]
+
+
+def parse_others(text: str) -> Iterator[tuple[str, str]]:
+    """The (name, spec) pairs of "NAME=SPEC,NAME=SPEC".
+
+    Raises:
+        ConfigError: A part is none, or a name is taken.
+    """
+    seen = set(CONTENDERS)
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, spec = (piece.strip() for piece in part.partition("="))
+        if not (spec and re.fullmatch(CONTENDER_PATTERN, name)):
+            raise ConfigError(
+                f"--others: {part!r} is not NAME=SPEC.",
+                hint="For example  --others earlier=adapters/earlier,big=Qwen/Qwen2.5-7B-Instruct  "
+                "(letters, digits, . _ - in a name).",
+            )
+        if name in seen:
+            raise ConfigError(f"--others: the name {name!r} is taken.", hint="Give it another.")
+        seen.add(name)
+        yield name, spec
+
+
+def _other(name: str, spec: str, progress: Progress) -> Contending:
+    provider, colon, _ = spec.partition(":")
+    if colon and provider in TEACHERS and not spec.startswith(_LOCAL):
+        return AskedContender(name, spec)
+    path = Path(spec).expanduser()
+    files = layout.RunFolder(path)
+    if files.record.exists():
+        read_run(path)
+        return _fused(name, path, read_fused(files.fused, path), files.fused)
+    model = resolve(spec.removeprefix(_LOCAL), progress=progress)
+    return LocalContender(name, f"{model.name}@{(model.revision or 'folder')[:12]}", Path(model.path))
+
+
+def _fused(name: str, run: Path, fused: FusedRecord, folder: Path) -> LocalContender:
+    # The same adapter in a base that was quantized again is another model.
+    way = "" if fused.check is None or fused.check.way == "plain" else f"-{fused.check.way}"
+    return LocalContender(name, f"{run.resolve().name}{way}@{fused.adapter_sha256[:12]}", folder)
