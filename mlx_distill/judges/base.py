@@ -20,9 +20,23 @@ DIMENSIONS: dict[str, str] = {
 @dataclass(frozen=True)
 class Case:
     """One answer to judge. The judge is not told who wrote it: `generation.contender` and `.model` are
-    there to label the verdict, never to be shown."""
+    there to label the verdict, never to be shown.
+
+    Attributes:
+        names: Of all contenders of the comparison and their models, which an answer may mention.
+    """
 
     generation: Generation
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, in the order in which they are shown; as blind as a `Case`."""
+
+    first: Generation
+    second: Generation
+    names: tuple[str, ...] = ()
 
 
 class Judge(Protocol):

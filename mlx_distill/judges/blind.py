@@ -1,40 +1,32 @@
-"""Keeps a judge from knowing whom it judges: takes names and self-mentions out of an answer, and tells families.
+"""Keeps a judge from knowing whom it judges: takes names and self-mentions out of an answer.
 
 A name is replaced wherever it stands, in code too; a sentence in which a model speaks of itself is cut out of the
-prose. What a style of writing gives away stays: no text can be blind to that.
+prose. A name that is a plain word, such as "base", goes only where somebody is introduced by it: elsewhere it says
+nothing. What a style of writing gives away stays: no text can be blind to that.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from mlx_distill.code_blocks import code_blocks, lines_of
+from mlx_distill.families import FAMILIES, family, same_family
 
-#: Family → the words by which its models and their makers are known. Order matters: the first that matches counts.
-FAMILIES: dict[str, str] = {
-    "claude": r"claude|anthropic",
-    "gpt": r"chat-?gpt|gpt-?[2-9](?:\.\d)?\w*|gpt-oss|openai|codex",
-    "gemini": r"gemini|gemma[-\d]*|google deepmind|deepmind",
-    "qwen": r"qwen[\w.]*|qwq|tongyi|alibaba(?: cloud)?",
-    "llama": r"llama[-\d.]*|meta ai|codellama",
-    "mistral": r"mistral(?: ai)?|mixtral|codestral|devstral|ministral",
-    "deepseek": r"deepseek(?:-[rv]\d)?",
-    "smollm": r"smol-?lm\d*|hugging ?face(?:tb)?",
-    "phi": r"phi-?\d[\w.]*",
-    "grok": r"grok-?\d[\w.]*|x\.ai|xai",
-    "command": r"command[- ]r(?:\+| plus)?|cohere(?:'s| ai)",
-    "kimi": r"kimi|moonshot ai",
-    "glm": r"chatglm|glm-\d[\w.]*|zhipu",
-    "granite": r"granite-\d[\w.]*",
-    "olmo": r"olmo[-\d]*|allen ?ai",
-}
+__all__ = ["FAMILIES", "REMOVED", "REMOVED_IN_CODE", "blinded", "family", "same_family"]
 
 #: What stands for a name: the second where it may have to be an identifier.
 REMOVED, REMOVED_IN_CODE = "[name removed]", "name_removed"
 
-_NAMES = re.compile(rf"(?<![^\W_])(?:{'|'.join(FAMILIES.values())})(?![^\W\d_])", re.IGNORECASE)
+#: A name of this length goes also where it is glued to other letters.
+_LONG = 8
 
-_A_MODEL = r"(?:AI|A\.I\.|artificial intelligence|(?:large )?language model|LLM|chatbot|assistant)"
+_KNOWN = re.compile(rf"(?<![^\W_])(?:{'|'.join(FAMILIES.values())})(?![^\W\d_])", re.IGNORECASE)
+
+_A_MODEL = (
+    r"(?:AI|A\.I\.|artificial intelligence|(?:large )?language model|LLM|chatbot|assistant"
+    r"|(?:teacher|student|base|distilled|fused|fine-?tuned) model)"
+)
 #: A clause or sentence in which a model speaks of itself. It ends with the sentence, or at the comma of "As an AI, ".
 _SELF = re.compile(
     rf"\b(?:I am|I'm|I’m|my name is)\b[^.!?\n]{{0,40}}?\b{_A_MODEL}\b[^.!?\n]*[.!?]?"
@@ -43,60 +35,72 @@ _SELF = re.compile(
     r"[^.!?\n]*[.!?]?",
     re.IGNORECASE,
 )
+_INTRODUCES = (
+    r"(?:\b(?:I am|I'm|I’m|my name is|call me|(?:written|made|answered|generated|signed) by)|\bauthor:|\bsigned:)"
+    r"\s{1,3}(?:the\s{1,3})?"
+)
 
 
-def blinded(answer: str, model: str) -> str:
+def blinded(answer: str, *names: str) -> str:
     """An answer without what names its author.
 
     Args:
-        model: The author's own name, removed in each form: whole, without its revision, without its owner.
+        names: Of all who answered, their models and what they are called, removed in each form: whole, without its
+            revision, without its owner, and with other signs between its parts.
     """
     lines = lines_of(answer)
     hidden: list[str] = []
     at = 0
     for block in code_blocks(answer):
-        hidden += _hidden_prose(lines[at : block.start], model)
+        hidden += _hidden_prose(lines[at : block.start], names)
         # In code, a sentence about oneself may be a string that has to stay for it to run.
-        hidden.append(_without_names("\n".join(lines[block.start : block.end]), model, REMOVED_IN_CODE))
+        hidden.append(_without_names("\n".join(lines[block.start : block.end]), names, REMOVED_IN_CODE))
         at = block.end
-    return "\n".join(hidden + _hidden_prose(lines[at:], model))
+    return "\n".join(hidden + _hidden_prose(lines[at:], names))
 
 
-def _hidden_prose(lines: list[str], model: str) -> list[str]:
+def _hidden_prose(lines: list[str], names: tuple[str, ...]) -> list[str]:
     """The lines as one text, or none."""
-    return [_without_names(_SELF.sub(REMOVED, "\n".join(lines)), model, REMOVED)] if lines else []
+    return [_without_names(_SELF.sub(REMOVED, "\n".join(lines)), names, REMOVED)] if lines else []
 
 
-def _without_names(text: str, model: str, instead: str) -> str:
-    for name in _forms(model):
-        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", instead, text, flags=re.IGNORECASE)
-    return _NAMES.sub(instead, text)
+def _without_names(text: str, names: tuple[str, ...], instead: str) -> str:
+    telling, plain = _patterns(names)
+    if telling is not None:
+        text = telling.sub(instead, text)
+    if plain is not None:
+        text = plain.sub(rf"\g<lead>{instead}", text)
+    return _KNOWN.sub(instead, text)
 
 
-def _forms(model: str) -> list[str]:
-    """A model's name as it may be written; plain words such as "demo" are left alone, they say nothing."""
-    bare = re.sub(r"^[a-z]+:", "", model)
+@cache
+def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
+    """What finds names that tell something, and plain words where they introduce somebody."""
+    forms = {form for name in names for form in _forms(name)}
+    telling = sorted((form for form in forms if _tells(form)), key=lambda form: (-len(form), form))
+    plain = sorted((form for form in forms if not _tells(form)), key=lambda form: (-len(form), form))
+    return (
+        re.compile("|".join(map(_anywhere, telling)), re.IGNORECASE) if telling else None,
+        re.compile(rf"(?P<lead>{_INTRODUCES})(?:{'|'.join(map(re.escape, plain))})(?!\w)", re.IGNORECASE)
+        if plain
+        else None,
+    )
+
+
+def _forms(name: str) -> set[str]:
+    """A name as it may be written."""
+    bare = re.sub(r"^[a-z]+:", "", name)
     without_revision = bare.partition("@")[0]
-    forms = {model, bare, without_revision, without_revision.rpartition("/")[2]}
-    return sorted((form for form in forms if len(form) > 3 and not form.isalpha()), key=len, reverse=True)
+    return {form for form in (name, bare, without_revision, without_revision.rpartition("/")[2]) if form.strip()}
 
 
-def family(spec: str) -> str | None:
-    """The family of a model, from its spec or name: "anthropic:claude-opus-4-6" is of the family "claude".
-
-    A recorded teacher has none. A model that is not known here is of the family of its name's first letters.
-    """
-    provider, colon, name = spec.partition(":")
-    if colon and provider == "recorded":
-        return None
-    model = name if colon else spec
-    for known, words in FAMILIES.items():
-        if re.search(rf"(?<![a-z])(?:{words})", model, re.IGNORECASE):
-            return known
-    letters = re.match(r"[a-z]+", model.rpartition("/")[2].lower())
-    return letters.group() if letters else None
+def _tells(form: str) -> bool:
+    """Whether a name is more than a plain word, which stands in many an answer and says nothing."""
+    return len(form) > 3 and not form.isalpha()
 
 
-def same_family(judge: str, teacher: str) -> bool:
-    """Whether a judge is of the teacher's family, and so may favour it and its students."""
-    return family(judge) is not None and family(judge) == family(teacher)
+def _anywhere(form: str) -> str:
+    between = r"[-_./@:\s]{1,3}" if re.search(r"\s", form) else r"[-_./@:]{1,3}"
+    parts = [part for part in re.split(r"[-_./@:\s]+", form) if part]
+    pattern = between.join(map(re.escape, parts)) if parts else re.escape(form)
+    return pattern if len(form) >= _LONG else rf"(?<![^\W_]){pattern}(?![^\W_])"

@@ -129,6 +129,71 @@ PROGRAMS = {
         "class E(Exception):\n    def __str__(self): raise self\ndef triple(n): raise E",
         "failed",
     ),
+    "ignores every signal": (
+        """
+        import signal
+        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_IGN)
+        def triple(n):
+            while True: pass
+        """,
+        "timeout",
+    ),
+    "ends itself with 0 before it is asked": ("import sys\nsys.exit(0)\ndef triple(n): return 3 * n", "error"),
+    "opens files without end": ("held = []\nwhile True: held.append(open('main.py'))", "error"),
+    "opens files without end when called": (
+        "held = []\ndef triple(n):\n    while True: held.append(open('main.py'))",
+        "failed",
+    ),
+    "starts threads without end": (
+        """
+        import threading, time
+        def triple(n):
+            while True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        """,
+        ("failed", "timeout", "memory", "crashed"),
+    ),
+    "leaves threads behind that never end": (
+        """
+        import threading
+        def spin():
+            while True: pass
+        for _ in range(4): threading.Thread(target=spin, daemon=True).start()
+        def triple(n): return 3 * n
+        """,
+        "passed",
+    ),
+    "leaves processes behind in sessions of their own": (
+        """
+        import os, subprocess, sys, time
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0: time.sleep(60)
+            os._exit(0)
+        def triple(n): return 3 * n
+        """,
+        "passed",
+    ),
+    "deletes all in its folder": (
+        """
+        import os
+        for name in os.listdir("."): os.remove(name)
+        assert os.listdir(".") == []
+        def triple(n): return 3 * n
+        """,
+        "passed",
+    ),
+    "prints without end when it is over": (
+        """
+        import atexit
+        @atexit.register
+        def last():
+            while True: print("x" * 100_000)
+        def triple(n): return 3 * n
+        """,
+        ("passed", "output"),
+    ),
     "fills every pipe": (
         """
         import os
@@ -265,6 +330,10 @@ def test_files_and_network_are_out_of_reach_in_the_sandbox(tmp_path: Path) -> No
             f"open({str(private)!r}, 'a').write('x')",
             f"socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 5)",
             f"os.listdir({str(Path.home())!r})",
+            *(
+                f"open({place!r}, 'x').close(), os.unlink({place!r})"
+                for place in ("/hostile", "/etc/hostile", "/var/tmp/hostile", str(Path.home() / "hostile"))
+            ),
         )
         code = "import os, socket\nrefused = 0\n"
         code += "".join(f"try:\n    {one}\nexcept OSError:\n    refused += 1\n" for one in attempts)

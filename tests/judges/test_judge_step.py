@@ -13,9 +13,10 @@ from mlx_distill.cli.main import main
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import ConfigError, FolderError, InputError, TeacherUnavailableError
 from mlx_distill.judges.base import DIMENSIONS, Case
+from mlx_distill.judges.jury import means
 from mlx_distill.judges.llm import LlmJudge
 from mlx_distill.judges.rubric import RubricJudge
-from mlx_distill.judges.run import judge, judge_from_spec, means
+from mlx_distill.judges.run import Judged, judge, judges_from_spec
 from mlx_distill.layout import ComparisonFolder, append_row, lock, read_rows
 from mlx_distill.records import Contender, DimensionScore, Generation, Prompt, Verdict
 
@@ -159,14 +160,14 @@ def test_no_answers_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_judges_are_opened_by_name(tmp_path: Path) -> None:
-    assert isinstance(judge_from_spec(JudgeConfig(comparison=tmp_path)), RubricJudge)
+    assert isinstance(judges_from_spec(JudgeConfig(comparison=tmp_path))[0], RubricJudge)
     recorded = tmp_path / "answers.jsonl"
     recorded.write_text('{"prompt": "a", "answer": "b"}\n')
-    opened = judge_from_spec(JudgeConfig(comparison=tmp_path, judge=f"recorded:{recorded}"))
+    (opened,) = judges_from_spec(JudgeConfig(comparison=tmp_path, judge=f"recorded:{recorded}"))
     assert isinstance(opened, LlmJudge)
     assert opened.name == f"recorded:{recorded}"
     with pytest.raises(ConfigError):
-        judge_from_spec(JudgeConfig(comparison=tmp_path, judge="rubrik"))
+        judges_from_spec(JudgeConfig(comparison=tmp_path, judge="rubrik"))
 
 
 def test_means_leave_out_what_is_missing() -> None:
@@ -219,10 +220,12 @@ def test_a_judge_of_the_teachers_family_is_labelled(folder: ComparisonFolder) ->
     from mlx_distill.cli.judge import summarise
 
     generations = [generation("double", "teacher", "x", model="anthropic:claude-sonnet-4-6")]
-    kin = summarise([], generations, JudgeConfig(comparison=folder.root, judge="anthropic:claude-opus-4-6"))
+    asked = JudgeConfig(comparison=folder.root)
+    kin = summarise(Judged({"anthropic:claude-opus-4-6": []}, {}, {}), generations, asked)
+    assert not callable(kin.lines)
     assert kin.data["same_family"] is True
     assert "teacher's own family, claude" in kin.lines[0]
-    other = summarise([], generations, JudgeConfig(comparison=folder.root, judge="openai:gpt-5.2"))
+    other = summarise(Judged({"openai:gpt-5.2": []}, {}, {}), generations, asked)
     assert other.data["same_family"] is False
 
 

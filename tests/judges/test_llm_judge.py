@@ -229,3 +229,19 @@ def test_families(judge: str, teacher: str, same: bool) -> None:
 
 def test_every_family_knows_its_own_name() -> None:
     assert [family(f"openai:{name}-1-x") for name in FAMILIES] == list(FAMILIES)
+
+
+def order_of(one: Generation) -> list[str]:
+    asked = asked_about(one)
+    explained = [line[2:].partition(":")[0] for line in asked.splitlines() if line.startswith("- ")]
+    shape = [line.partition('"')[2].partition('"')[0] for line in asked.splitlines() if '{"rationale": "...",' in line]
+    assert explained == shape
+    return explained
+
+
+def test_no_dimension_always_comes_first_and_equal_answers_have_one_order() -> None:
+    orders = [order_of(generation(f"answer {number}")) for number in range(100)]
+    assert all(sorted(order) == sorted(DIMENSIONS) for order in orders)
+    # Of 100 fair draws among five, each comes first at least eight times but for once in 500 runs.
+    assert all(sum(order[0] == name for order in orders) >= 8 for name in DIMENSIONS)
+    assert order_of(generation("x", contender="base", model="a")) == order_of(generation("x", contender="teacher"))
