@@ -44,6 +44,24 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
+class TeacherBuckets:
+    """What a teacher says at the N positions of a batch that carry loss, row by row.
+
+    Attributes:
+        ids: (N, K) int32, different words, ascending.
+        log_probs: (N, K + 1) float32, in nats; the last is of all other words. (N, K) where there are none.
+    """
+
+    ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there are words beside those named."""
+        return self.log_probs.shape[1] > self.ids.shape[1]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows padded to one width on the right. Both backends eat the same.
 
@@ -52,12 +70,14 @@ class Batch:
         loss_mask: (B, T) bool; True where predicting that token carries loss. False on padding.
         lengths: (B,) int32; real tokens of each row.
         rows: (B,) int32; which rows of the split these are.
+        teacher: What a teacher says at the positions that carry loss, row by row; None where none is learned from.
     """
 
     tokens: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
     lengths: NDArray[np.int32]
     rows: NDArray[np.int32]
+    teacher: TeacherBuckets | None = None
 
     @property
     def real_tokens(self) -> int:

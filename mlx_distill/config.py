@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from mlx_distill.settings import ARGUMENT, Settings
 
+#: Words named at each position of a teacher's logits.
+DEFAULT_TOP_K = 64
+
 DEFAULT_STUDENT = "Qwen/Qwen2.5-1.5B-Instruct"
 
 #: A size of memory, as a person writes it.
@@ -107,6 +110,18 @@ class CollectConfig(Settings):
         return max(self.max_tokens, self.max_tokens_ceiling)
 
 
+class PruneConfig(Settings):
+    """Make a smaller student by taking layers out of a model."""
+
+    model: str = Field(description="Model: folder, Hub id, .gguf file, or smollm2-135m.", json_schema_extra=ARGUMENT)
+    keep_layers: int = Field(gt=0, description="Layers to keep; the others go, one after the other.")
+    out: Path = Field(description="Folder of the smaller model.")
+    data: Path | None = Field(
+        None, description="Data set whose rows the loss is measured on.  [default: the answers that ship]"
+    )
+    rows: int = Field(16, gt=0, description="Rows to measure on, each of up to 512 tokens.")
+
+
 class TrainConfig(Settings):
     """Train a LoRA adapter on a data set."""
 
@@ -149,6 +164,15 @@ class TrainConfig(Settings):
     targets: str = Field(
         "all", description="Matrices of those layers that get one, by name, such as q_proj,v_proj; or all."
     )
+    distill: Literal["off", "forward-kl", "reverse-kl", "jsd"] = Field(
+        "off", description="Learn the teacher's distribution, as  mlx-distill logits  wrote it, by this divergence."
+    )
+    teacher_logits: Path | None = Field(None, description="Folder that  mlx-distill logits  wrote.")
+    distill_weight: float = Field(1.0, gt=0, le=1, description="Of the divergence against the cross-entropy.")
+    distill_temperature: float = Field(1.0, gt=0, le=100, description="Softens teacher and student; 1 is off.")
+    distill_beta: float = Field(
+        0.5, gt=0, lt=1, description="Of jsd: near 0 it is like the forward KL divergence, near 1 like the reverse."
+    )
     optimizer: Literal["adamw", "adam", "lion", "adafactor", "muon"] = Field("adamw", description="Optimizer.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
@@ -177,6 +201,28 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
     report_to: str | None = Field(
         None, description="Also send the metrics to wandb, tensorboard or trackio; several with commas."
+    )
+
+    @model_validator(mode="after")
+    def _distillation_is_whole(self) -> Self:
+        if self.distill != "off" and self.teacher_logits is None:
+            raise ValueError("distill needs teacher_logits: the folder that  mlx-distill logits  wrote")
+        if self.distill == "off" and self.teacher_logits is not None:
+            raise ValueError("teacher_logits is of no use without distill, such as forward-kl")
+        return self
+
+
+class LogitsConfig(Settings):
+    """Write what a local teacher says at every position of a data set, for a student to learn."""
+
+    data: Path = Field(description="Folder with train.jsonl and, if you have them, valid.jsonl and test.jsonl.")
+    teacher: str = Field(description="mlx:MODEL: folder, Hub id, .gguf file, or smollm2-135m; quantized or not.")
+    top_k: int = Field(DEFAULT_TOP_K, gt=0, description="Words named at each position; all others are one more.")
+    out: Path | None = Field(None, description="Folder of the logits.  [default: DATA/logits/TEACHER-K]")
+    batch_size: int = Field(8, gt=0, description="Rows read at once.")
+    max_length: int = Field(2048, gt=1, description="Rows longer than this many tokens are left out.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the teacher's weights: auto is its own on a GPU, float32 on a CPU."
     )
 
 

@@ -150,6 +150,16 @@ def fused_record(folder: Path) -> Path:
     return folder / "mlx_distill_fused.json"
 
 
+def pruned_record(folder: Path) -> Path:
+    """The same, beside a model that layers were taken out of."""
+    return folder / "mlx_distill_pruned.json"
+
+
 def export_record(folder: Path) -> Path:
     """The same, beside an export."""
     return folder / "mlx_distill_export.json"
+
+
+def logits_record(folder: Path) -> Path:
+    """Beside a teacher's logits: what they were made from."""
+    return folder / "logits.json"

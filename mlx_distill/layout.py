@@ -29,6 +29,8 @@ from mlx_distill.folders import (
     RunFolder,
     export_record,
     fused_record,
+    logits_record,
+    pruned_record,
     stamp,
 )
 
@@ -40,6 +42,8 @@ __all__ = [
     "RunFolder",
     "export_record",
     "fused_record",
+    "logits_record",
+    "pruned_record",
     "stamp",
 ]
 
@@ -168,6 +172,19 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif match:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explained_disk(path: Path) -> Iterator[None]:
+    """While open, an error of the disk is one of ours.
+
+    Raises:
+        ResourceError: It cannot be written, as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(error, path) from error
 
 
 def append_row(path: Path, row: BaseModel) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_distill import layout
-from mlx_distill.errors import ConfigError, InputError, OccupiedError, TeacherError
+from mlx_distill.errors import ConfigError, InputError, OccupiedError
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.recipe import Recipe
 from mlx_distill.records import Record, content_hash
@@ -287,17 +287,19 @@ def _fuse(recipe: Recipe) -> Step:
 
 
 def _compare(recipe: Recipe) -> Step:
-    from mlx_distill import compare as comparing
+    from mlx_distill.compare import run as comparing
+    from mlx_distill.compare.questions import task_files
 
     config = recipe.compare
     folder = layout.ComparisonFolder(comparing.comparison_folder(config))
     run = layout.RunFolder(config.run)
+    asked = [*([layout.find_input(config.prompts)] if config.prompts else []), *task_files(config.eval)]
     return Step(
         "compare",
         config,
         folder.root,
-        [layout.find_input(config.prompts), layout.fused_record(config.fused or run.fused)],
-        [folder.generations, folder.record],
+        [*asked, layout.fused_record(config.fused or run.fused)],
+        [folder.generations, folder.record, *([folder.outcomes] if config.eval else [])],
         comparing.CODE_FORMAT,
         lambda progress: comparing.compare(config, progress),
         facts={"teacher": _revision(config.teacher) if config.teacher else None},
@@ -306,28 +308,29 @@ def _compare(recipe: Recipe) -> Step:
 
 
 def _judge(recipe: Recipe) -> Step:
+    from mlx_distill.judges import calibrate as calibrating
     from mlx_distill.judges import run as judging
 
     config = recipe.judge
     folder = layout.ComparisonFolder(config.comparison)
+    rows = [folder.verdicts, *([folder.duels] if config.pairwise else [])]
+    labels = [config.calibrate] if config.calibrate is not None else []
 
     def run(progress: Progress) -> None:
-        verdicts = judging.judge(config, judging.judge_from_spec(config, progress), progress)
-        if not any(verdict.scores for verdict in verdicts):
-            raise TeacherError(
-                f"{config.judge} gave no verdict that can be read. The first: {verdicts[0].problem}",
-                hint="The same command asks again.",
-            )
+        judged = judging.judge_all(config, judging.judges_from_spec(config, progress), progress)
+        judging.require_verdicts(judged)
+        if labels:
+            calibrating.calibrate(config)
 
     return Step(
         "judge",
         config,
         folder.root,
-        [folder.generations],
-        [folder.verdicts],
+        [folder.generations, *labels],
+        [*rows, *([folder.calibration] if labels else [])],
         judging.CODE_FORMAT,
         run,
-        results=[folder.verdicts],
+        results=rows,
     )
 
 
@@ -336,14 +339,15 @@ def _report(recipe: Recipe) -> Step:
 
     config = recipe.report
     folder = layout.ComparisonFolder(config.comparison)
+    written = [path for path in (folder.report, folder.results, folder.pipeline) if path in reporting.outputs(config)]
     charts = [folder.chart(name) for name in reporting.CHARTS if folder.chart(name).exists()]
     run = layout.RunFolder(recipe.compare.run)
     return Step(
         "report",
         config,
         folder.root,
-        [folder.generations, folder.verdicts, folder.record, run.record, run.metrics],
-        [folder.report, folder.results, folder.pipeline, *charts],
+        [*reporting.inputs(config), run.record, run.metrics],
+        [*written, *charts],
         reporting.CODE_FORMAT,
         lambda progress: reporting.report(config, progress),
     )

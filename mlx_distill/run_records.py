@@ -25,6 +25,7 @@ class MetricRow(Record):
         token_accuracy: Share of those tokens that greedy decoding would have chosen, 0 to 1.
         target_tokens: How many tokens carried loss.
         tokens: Real tokens read, padding not counted.
+        divergence: Mean divergence from the teacher in nats over the same tokens, where one is learned from.
         stopped_early: True for the validation after which no step was taken, as patience had run out.
     """
 
@@ -38,6 +39,7 @@ class MetricRow(Record):
     seconds: float
     learning_rate: float | None = None
     grad_norm: float | None = None
+    divergence: float | None = None
     stopped_early: bool | None = None
 
 
@@ -148,6 +150,9 @@ class RunRecord(Record):
         epochs: Whole ones done.
         stopped_early: Whether it ended before its last step, as the validation loss no longer fell.
         best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
+        distilled_from: The teacher whose distribution was learned; None where text alone was.
+        first_divergence: Mean divergence from it in nats a token over the validation rows, before the first step.
+        divergence: The same with the adapter of `best_step`.
         fusing: How the model that was last fused from it was checked; None before.
     """
 
@@ -174,6 +179,9 @@ class RunRecord(Record):
     valid_loss: float | None = None
     test_loss: float | None = None
     token_accuracy: float | None = None
+    distilled_from: str | None = None
+    first_divergence: float | None = None
+    divergence: float | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     seconds: float | None = None

@@ -20,11 +20,11 @@ MAX_LINES = 400
 #: From the ground up. A module imports its own layer's and those below; a folder stands for all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "progress", "folders"),
-    ("records", "run_records", "scores", "settings"),
+    ("records", "run_records", "scores", "calibration", "settings"),
     ("config",),
     ("recipe",),
-    ("layout", "locks", "children", "pricing", "stats", "batches", "code_blocks"),
-    ("rows", "tokenising", "token_store", "token_cache", "agreement"),
+    ("layout", "locks", "children", "pricing", "stats", "batches", "code_blocks", "families", "distillation"),
+    ("rows", "tokenising", "token_store", "token_cache", "agreement", "logit_cache"),
     (
         "models",
         "prompts",
@@ -36,18 +36,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "runs",
         "run_list",
         "verdicts",
+        "logit_source",
     ),
     ("probing",),
     ("backends",),
     ("teachers",),
-    ("asking", "budget", "committing", "quality", "evaluation"),
-    ("collect", "training", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor"),
+    ("asking", "budget", "committing", "quality", "evaluation", "averages"),
+    ("cost",),
+    ("collect", "training", "logits", "prune", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor"),
     ("pipeline", "bench"),
     ("cli", "__main__"),
 )
 
 #: Steps meet on disk: none imports another.
-STEPS = ("collect", "training", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor")
+STEPS = ("collect", "training", "logits", "prune", "fuse", "export", "share", "chat", "compare", "judges", "report", "doctor")
 
 #: (importer, imported) → why it may.
 EXCEPTIONS = {
@@ -92,6 +94,10 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
     "pydantic_core": EVERYWHERE,
     "numpy": (
         "batches",
+        "logit_cache",
+        "logit_source",
+        "logits",
+        "compare.held_out",
         "stats",
         "agreement",
         "probing",
@@ -321,6 +327,7 @@ def test_a_module_says_what_it_is(name: str) -> None:
         "prompts",
         "collect.run",
         "training.run",
+        "prune",
         "fuse",
         "export.run",
         "share.run",

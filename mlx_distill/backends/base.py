@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ class StepStats:
         correct: Tokens that carry loss and have the highest logit.
         target_tokens: Tokens that carry loss.
         tokens: Real tokens read, padding not counted.
+        divergence_sum: From the teacher, in nats, summed over the same tokens; None where none is learned from.
         grad_norm: Norm of the gradient of the mean loss before clipping; None for an evaluation.
     """
 
@@ -31,12 +33,23 @@ class StepStats:
     correct: int
     target_tokens: int
     tokens: int
+    divergence_sum: float | None = None
     grad_norm: float | None = None
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats a token."""
         return self.loss_sum / self.target_tokens
+
+    @property
+    def divergence(self) -> float | None:
+        """Mean divergence from the teacher in nats a token."""
+        return None if self.divergence_sum is None else self.divergence_sum / self.target_tokens
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss, divergence and gradient are."""
+        return all(math.isfinite(value or 0.0) for value in (self.loss_sum, self.divergence_sum, self.grad_norm))
 
     @property
     def token_accuracy(self) -> float:
@@ -49,7 +62,12 @@ class StepStats:
             self.correct + other.correct,
             self.target_tokens + other.target_tokens,
             self.tokens + other.tokens,
+            _sum(self.divergence_sum, other.divergence_sum),
         )
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else a + b
 
 
 NO_TOKENS = StepStats(0.0, 0, 0, 0)
@@ -121,9 +139,15 @@ def total(peers: Peers, stats: StepStats) -> StepStats:
     """Sums over all processes, each in float64 and in the order of ranks: the same to the bit in every one."""
     if peers.size == 1:
         return stats
-    form = "<d3q"
-    shares = peers.gather(struct.pack(form, stats.loss_sum, stats.correct, stats.target_tokens, stats.tokens))
-    return sum((StepStats(*struct.unpack(form, share)) for share in shares), NO_TOKENS)
+    form = "<d3q?d"
+    own = (stats.loss_sum, stats.correct, stats.target_tokens, stats.tokens)
+    apart = stats.divergence_sum
+    shares = peers.gather(struct.pack(form, *own, apart is not None, apart or 0.0))
+    return sum((_unpacked(*struct.unpack(form, share)) for share in shares), NO_TOKENS)
+
+
+def _unpacked(loss: float, correct: int, targets: int, tokens: int, is_apart: bool, apart: float) -> StepStats:
+    return StepStats(loss, correct, targets, tokens, apart if is_apart else None)
 
 
 class Student(Protocol):

@@ -32,6 +32,7 @@ class Sums(Record):
     correct: int = 0
     target_tokens: int = 0
     tokens: int = 0
+    divergence_sum: float | None = None
 
     @classmethod
     def of(cls, stats: StepStats) -> Sums:
@@ -41,11 +42,12 @@ class Sums(Record):
             correct=stats.correct,
             target_tokens=stats.target_tokens,
             tokens=stats.tokens,
+            divergence_sum=stats.divergence_sum,
         )
 
     def stats(self) -> StepStats:
         """The same as statistics."""
-        return NO_TOKENS + StepStats(self.loss_sum, self.correct, self.target_tokens, self.tokens)
+        return NO_TOKENS + StepStats(self.loss_sum, self.correct, self.target_tokens, self.tokens, self.divergence_sum)
 
 
 class Cursor(Record):
@@ -59,7 +61,8 @@ class Cursor(Record):
         epoch_sums: Of the steps of the epoch under way.
         window: Of the steps since training was last looked at for divergence.
         lowest_loss: Lowest mean loss of the first step, the first validation and the windows so far.
-        best_loss: Lowest validation loss so far, of the adapter at `best_step`.
+        best_score: Lowest of what is minimised over the validation rows so far, of the adapter at `best_step`.
+        best_loss: Its cross-entropy, and `best_divergence` its divergence from the teacher.
         stale: Validations since then, all without a lower loss.
         validated_step: Step of the last validation.
         trained_tokens: Real tokens trained on so far.
@@ -75,7 +78,10 @@ class Cursor(Record):
     lowest_loss: float | None = None
     train_loss: float | None = None
     first_valid_loss: float | None = None
+    first_divergence: float | None = None
+    best_score: float | None = None
     best_loss: float | None = None
+    best_divergence: float | None = None
     best_accuracy: float | None = None
     best_step: int | None = None
     stale: int = 0

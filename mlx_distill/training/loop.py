@@ -6,16 +6,18 @@ checkpoint takes the same steps with the same numbers as one that was never stop
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from mlx_distill import layout
 from mlx_distill.backends.base import ALONE, NO_TOKENS, Peers, StepStats, Student, total
 from mlx_distill.batches import Batch, in_order, plan_epoch
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
+from mlx_distill.distillation import Objective
 from mlx_distill.errors import TrainingError
+from mlx_distill.logit_cache import LogitReader
 from mlx_distill.progress import Bar, Progress
 from mlx_distill.records import Split
 from mlx_distill.run_records import MemoryPlan, MetricKind, MetricRow
@@ -41,6 +43,7 @@ class Loop:
         observe: Takes each row of the metrics once it is written; those of earlier processes, of a run that goes on,
             come first.
         peers: The processes that each run this loop, on their share of every batch.
+        teachers: What a teacher says of the rows of each split, where one is learned from.
     """
 
     def __init__(
@@ -53,8 +56,11 @@ class Loop:
         progress: Progress,
         observe: Callable[[MetricRow], None] = lambda row: None,
         peers: Peers = ALONE,
+        teachers: Mapping[str, LogitReader] | None = None,
     ) -> None:
         self._student = student
+        self._teachers = teachers or {}
+        self._objective = Objective.of(config)
         self._splits = splits
         self._config = config
         self._folder = folder
@@ -138,7 +144,7 @@ class Loop:
         started = time.perf_counter()
         stats = self._student.step(self._micro_batches(rows), rate)
         seconds = time.perf_counter() - started
-        if not (math.isfinite(stats.loss_sum) and math.isfinite(stats.grad_norm or 0.0)):
+        if not stats.finite:
             raise self._not_finite(rows, stats)
         cursor = self.cursor
         self._move(
@@ -161,7 +167,12 @@ class Loop:
 
     def _micro_batches(self, batch: Sequence[int]) -> list[Batch]:
         """This process's share of a batch, as it is computed."""
-        return micro_batches(self._plan, self._train, batch[self._peers.rank :: self._peers.size])
+        rows = batch[self._peers.rank :: self._peers.size]
+        return [self._taught("train", found) for found in micro_batches(self._plan, self._train, rows)]
+
+    def _taught(self, split: Split, batch: Batch) -> Batch:
+        """A batch with what the teacher says of it, where there is one."""
+        return self._teachers[split].with_teacher(batch) if split in self._teachers else batch
 
     def _watch(self, stats: StepStats, rows: Sequence[int]) -> None:
         """End a run that diverges; see `divergence`."""
@@ -207,16 +218,18 @@ class Loop:
             return
         bar.advance(0, validating=f"{len(self._splits['valid'].rows)} rows")
         stats = self.evaluate("valid")
-        if not math.isfinite(stats.loss_sum):
+        if not stats.finite:
             raise TrainingError(
                 f"The validation loss is not finite after {self.cursor.step} steps.",
                 hint="Lower --learning-rate, or check the model with  mlx-distill doctor",
             )
         if self.cursor.first_valid_loss is None:
-            self._move(first_valid_loss=stats.loss, lowest_loss=stats.loss)
-        if self.cursor.best_loss is None or stats.loss < self.cursor.best_loss:
+            self._move(first_valid_loss=stats.loss, lowest_loss=stats.loss, first_divergence=stats.divergence)
+        score = self._score(stats)
+        if self.cursor.best_score is None or score < self.cursor.best_score:
             self._student.save_adapter(self._folder.root)
-            self._move(best_loss=stats.loss, best_accuracy=stats.token_accuracy, best_step=self.cursor.step, stale=0)
+            self._move(best_score=score, best_loss=stats.loss, best_divergence=stats.divergence)
+            self._move(best_accuracy=stats.token_accuracy, best_step=self.cursor.step, stale=0)
         else:
             self._move(stale=self.cursor.stale + 1)
         self._move(validated_step=self.cursor.step)
@@ -224,6 +237,7 @@ class Loop:
         at = f"step {self.cursor.step}" if self.cursor.batch else f"epoch {self.cursor.epoch}"
         self._progress.say(
             f"{at}: validation loss {stats.loss:.4f}, token accuracy {stats.token_accuracy:.1%}"
+            + (f", divergence from the teacher {stats.divergence:.4f}" if stats.divergence is not None else "")
             + (f", train loss {self.cursor.train_loss:.4f}" if self.cursor.train_loss is not None else "")
         )
         if self.stopped_early:
@@ -232,11 +246,18 @@ class Loop:
                 f"in a row without a lower loss. The adapter of step {self.cursor.best_step} is kept."
             )
 
+    def _score(self, stats: StepStats) -> float:
+        """What is minimised, a token."""
+        if self._objective is None or stats.divergence is None:
+            return stats.loss
+        return self._objective.combine(stats.loss, stats.divergence)
+
     def evaluate(self, split: Split) -> StepStats:
         """Loss and accuracy over a whole split, every row once."""
         found = self._splits[split]
         share = range(self._peers.rank, len(found.rows), self._peers.size)
-        return self._over(in_order(found.rows, self._plan.micro_batch_size, found.lengths, share))
+        batches = in_order(found.rows, self._plan.micro_batch_size, found.lengths, share)
+        return self._over(self._taught(split, batch) for batch in batches)
 
     def _over(self, batches: Iterable[Batch]) -> StepStats:
         return total(self._peers, sum((self._student.evaluate(batch) for batch in batches), NO_TOKENS))
@@ -268,6 +289,7 @@ class Loop:
             seconds=round(time.perf_counter() - self._started, 3),
             learning_rate=rate,
             grad_norm=stats.grad_norm,
+            divergence=stats.divergence,
             stopped_early=True if kind == "valid" and self.stopped_early else None,
         )
         layout.append_row(self._folder.metrics, row)
@@ -275,7 +297,7 @@ class Loop:
         self._observe(row)
 
     def _not_finite(self, rows: Sequence[int], stats: StepStats) -> TrainingError:
-        what = "loss" if not math.isfinite(stats.loss_sum) else "gradient"
+        what = "gradient" if replace(stats, grad_norm=None).finite else "loss"
         lines = ", ".join(str(self._train.lines[row]) for row in rows)
         best = self.cursor.best_step
         kept = f"The adapter of step {best} stands in {self._folder.root}." if best is not None else ""

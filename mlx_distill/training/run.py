@@ -11,12 +11,16 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mlx_distill import __version__, layout
 from mlx_distill.backends.base import ALONE, Peers, Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
 from mlx_distill.errors import ConfigError, DependencyError, OccupiedError
+from mlx_distill.logit_cache import LogitReader, LogitsRecord
+from mlx_distill.logit_source import open_logits
+from mlx_distill.models.folder import read_config
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
@@ -32,7 +36,16 @@ CODE_FORMAT = 2
 
 #: Settings that do not decide the result. Backends differ in rounding alone: what one began, another may go on with.
 _INDIFFERENT = {
-    *("run", "data", "checkpoint_every", "keep_checkpoints", "report_to", "memory_limit", "prefix_cache"),
+    *(
+        "run",
+        "data",
+        "teacher_logits",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "report_to",
+        "memory_limit",
+        "prefix_cache",
+    ),
     *("backend", "device"),
 }
 
@@ -80,7 +93,8 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         require_chat_template(tokenizer, config.model)
         splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
         _require_validation(config, "valid" in splits)
-        record = _new_record(config, model, splits)
+        logits, teachers = _teachers(config, splits, tokenizer, Path(model.path))
+        record = _new_record(config, model, splits, logits)
         require_one_run(peers, record)
         earlier = _common(peers, _earlier_run(folder, record))
         if earlier is not None and earlier.status == "finished":
@@ -109,7 +123,7 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         if earlier is not None:
             record = record.model_copy(update={"created": earlier.created})
         layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
-        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers)
+        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, teachers)
         return _train(loop, student, splits, folder, record, progress)
 
 
@@ -154,6 +168,8 @@ def _train(
             "valid_loss": cursor.best_loss,
             "token_accuracy": cursor.best_accuracy,
             "test_loss": test_loss,
+            "first_divergence": cursor.first_divergence,
+            "divergence": cursor.best_divergence,
             "tokens_per_second": cursor.trained_tokens / seconds if seconds else None,
             "peak_memory_bytes": student.peak_memory_bytes(),
             "seconds": cursor.seconds,
@@ -226,7 +242,19 @@ def _torch_student(folder: Path, config: TrainConfig, peers: Peers) -> Student:
     return TorchStudent(folder, config)
 
 
-def _new_record(config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit]) -> RunRecord:
+def _teachers(
+    config: TrainConfig, splits: dict[str, TokenSplit], tokenizer: Any, model: Path
+) -> tuple[LogitsRecord | None, dict[str, LogitReader]]:
+    """What a teacher says of the rows, where its distribution is learned."""
+    if config.teacher_logits is None:
+        return None, {}
+    words = read_config(model).get("vocab_size")
+    return open_logits(config.teacher_logits, splits, tokenizer, words if isinstance(words, int) else 0)
+
+
+def _new_record(
+    config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit], logits: LogitsRecord | None
+) -> RunRecord:
     manifest_path = layout.DataFolder(config.data).manifest
     manifest = layout.read_record(manifest_path, Manifest) if manifest_path.exists() else None
     summaries = {name: split.summary() for name, split in splits.items()}
@@ -234,9 +262,10 @@ def _new_record(config: TrainConfig, model: ModelRecord, splits: dict[str, Token
     identity = content_hash(
         {
             "code": CODE_FORMAT,
-            "config": {key: value for key, value in settings.items() if key not in _INDIFFERENT},
+            "config": {key: value for key, value in settings.items() if _decides(key, config)},
             "data": {name: summary.sha256 for name, summary in summaries.items()},
             "model": model.revision,
+            **({} if logits is None else {"teacher": logits.model_dump(mode="json")}),
         }
     )
     return RunRecord(
@@ -251,7 +280,15 @@ def _new_record(config: TrainConfig, model: ModelRecord, splits: dict[str, Token
         splits=summaries,
         trainable_parameters=0,
         manifest=manifest,
+        distilled_from=None if logits is None else logits.teacher,
     )
+
+
+def _decides(key: str, config: TrainConfig) -> bool:
+    """Whether a setting decides the result."""
+    if key.startswith("distill") and config.distill == "off":
+        return False
+    return key not in _INDIFFERENT
 
 
 def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | None:

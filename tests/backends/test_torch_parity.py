@@ -56,7 +56,7 @@ def gradients(one: MlxStudent | TorchStudent, micro_batches: Sequence[Batch]) ->
         return one.gradients()
     total: dict[str, NDArray[np.float32]] = {}
     for batch in micro_batches:
-        for name, value in one._passes.loss_and_gradients(batch)[2].items():
+        for name, value in one._passes.loss_and_gradients(batch)[1].items():
             total[name] = total.get(name, 0) + np.array(value)
     tokens = sum(batch.target_tokens for batch in micro_batches)
     return {name: value / tokens for name, value in total.items()}

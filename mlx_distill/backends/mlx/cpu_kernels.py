@@ -81,6 +81,30 @@ def exponentials(logits: Floats) -> tuple[Floats, Floats]:
     return tops, sums
 
 
+def sums_without(rows: Floats, columns: NDArray[np.int32]) -> Floats:
+    """The sums of rows (N, V) over all but some columns of each, (N, K); (N, 1). The rows are as before afterwards."""
+    sums = np.empty((rows.shape[0], 1), np.float32)
+
+    def work(piece: slice) -> None:
+        part, which = rows[piece], columns[piece]
+        kept = np.take_along_axis(part, which, axis=-1)
+        np.put_along_axis(part, which, np.float32(0), axis=-1)
+        part.sum(axis=-1, keepdims=True, out=sums[piece])
+        np.put_along_axis(part, which, kept, axis=-1)
+
+    _by_rows(rows.shape, work)
+    return sums
+
+
+def scaled(rows: Floats, factors: Floats) -> None:
+    """Multiply each row by its factor, (N, 1)."""
+
+    def work(piece: slice) -> None:
+        rows[piece] *= factors[piece]
+
+    _by_rows(rows.shape, work)
+
+
 def normalised_exponentials(scores: Floats, log_sums: Floats) -> None:
     """Replace each row by exp(row − its log-sum), with log-sums (N, 1): a softmax whose sums are known."""
 

@@ -18,12 +18,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlx_distill.backends.mlx.distill import evaluate_distill, fused_distill, plain_distill
 from mlx_distill.backends.mlx.frozen_rows import FrozenRows, Store
 from mlx_distill.backends.mlx.head import Head, evaluate_loss, fused_loss, plain_loss
 from mlx_distill.backends.mlx.projection import Gradients
-from mlx_distill.backends.mlx.stack import find_stack
+from mlx_distill.backends.mlx.stack import Found, Goal, find_stack
 from mlx_distill.backends.mlx.trunk import find_trunk
-from mlx_distill.batches import Batch
+from mlx_distill.batches import Batch, TeacherBuckets
+from mlx_distill.distillation import Objective
 
 
 class Passes:
@@ -34,6 +36,7 @@ class Passes:
         parts: What `find_head` found before the adapter was attached.
         trained: Layers that carry an adapter, counted from the last.
         max_length: Tokens of the longest row.
+        objective: What is minimised of batches with a teacher.
 
     Attributes:
         checkpointing: Whether to keep only what enters each trained layer, and to compute it twice.
@@ -47,7 +50,9 @@ class Passes:
         *,
         trained: int,
         max_length: int,
+        objective: Objective | None = None,
     ) -> None:
+        self._objective = objective
         self.checkpointing = False
         self.keep_trained = True
         self._model = model
@@ -87,29 +92,42 @@ class Passes:
         if self._rows is not None and self._trunk is not None:
             self._rows = FrozenRows(self._trunk, store)
 
-    def loss(self, batch: Batch) -> tuple[float, int]:
-        """Loss in nats summed over the batch's targets, and how many are predicted right, without dropout."""
+    def loss(self, batch: Batch) -> Found:
+        """What a batch's targets cost, without dropout."""
         self._model.eval()
         places, targets = _targets(batch)
         start = self._enter(batch, keep=True)
         if self._stack is not None:
-            return self._stack.loss(start, places, targets)
+            return self._stack.loss(start, places, self._goal(batch, targets))
         top = self._ascend(start)
         top = top.reshape(-1, top.shape[-1])[places]
-        found = plain_loss(top, targets) if self._head is None else evaluate_loss(self._head, top, targets)
-        return found[0].item(), round(found[1].item())
+        return self._evaluated(top, targets, batch)
 
-    def loss_and_gradients(self, batch: Batch) -> tuple[float, int, Gradients]:
-        """Like `loss`, with dropout, and with the gradients of the summed loss by parameter."""
+    def loss_and_gradients(self, batch: Batch) -> tuple[Found, Gradients]:
+        """Like `loss`, with dropout, and with the gradients of the summed objective by parameter."""
         self._model.train()
         places, targets = _targets(batch)
         start = self._enter(batch, keep=self.keep_trained)
         if self._stack is not None:
-            return self._stack.loss_and_gradients(start, places, targets, checkpointing=self.checkpointing)
-        (loss, correct), tree = self._differentiate(start, places, targets)
+            goal = self._goal(batch, targets)
+            return self._stack.loss_and_gradients(start, places, goal, checkpointing=self.checkpointing)
+        teacher = None if batch.teacher is None else _arrays(batch.teacher)
+        (_, found), tree = self._differentiate(start, places, targets, teacher)
         gradients = dict(tree_flatten(tree))
-        mx.eval(loss, correct, gradients)
-        return loss.item(), round(correct.item()), gradients
+        mx.eval(found, gradients)
+        return _found(found), gradients
+
+    def _goal(self, batch: Batch, targets: mx.array) -> Goal:
+        return Goal(targets, batch.teacher, self._objective)
+
+    def _evaluated(self, top: mx.array, targets: mx.array, batch: Batch) -> Found:
+        if batch.teacher is None or self._objective is None:
+            found = plain_loss(top, targets) if self._head is None else evaluate_loss(self._head, top, targets)
+            return Found(found[0].item(), round(found[1].item()))
+        teacher = _arrays(batch.teacher)
+        if self._head is None:
+            return _found(plain_distill(top, targets, teacher, self._objective)[1])
+        return _found(evaluate_distill(self._head, top, targets, teacher, self._objective))
 
     def _enter(self, batch: Batch, *, keep: bool) -> mx.array:
         """What the trained part starts from: what the frozen part gives, or the tokens where it is not known."""
@@ -124,11 +142,29 @@ class Passes:
             return self._trunk.above(start)
         return self._model(start) if self._body is None else self._body(start)
 
-    def _loss(self, start: mx.array, places: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    def _loss(
+        self, start: mx.array, places: mx.array, targets: mx.array, teacher: tuple[mx.array, mx.array] | None
+    ) -> tuple[mx.array, tuple[mx.array, ...]]:
+        """What is minimised, and what it is made of: see `_found`."""
         with _twice_computed(self._model) if self.checkpointing else nullcontext():
             top = self._ascend(start)
         top = top.reshape(-1, top.shape[-1])[places]
-        return plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
+        if teacher is None or self._objective is None:
+            loss, correct = plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
+            return loss, (loss, correct)
+        if self._head is None:
+            return plain_distill(top, targets, teacher, self._objective)
+        return fused_distill(self._head, top, targets, teacher, self._objective)
+
+
+def _arrays(teacher: TeacherBuckets) -> tuple[mx.array, mx.array]:
+    return mx.array(teacher.ids), mx.array(teacher.log_probs)
+
+
+def _found(sums: tuple[mx.array, ...]) -> Found:
+    """Of cross-entropy and count, or of cross-entropy, divergence and count."""
+    entropy, *apart, correct = (value.item() for value in sums)
+    return Found(entropy, round(correct), apart[0] if apart else None)
 
 
 def _targets(batch: Batch) -> tuple[mx.array, mx.array]:

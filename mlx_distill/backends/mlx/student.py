@@ -24,8 +24,10 @@ from mlx_distill.backends.mlx.loading import attach_adapter, load_frozen
 from mlx_distill.backends.mlx.optimizers import AdapterOptimizer
 from mlx_distill.backends.mlx.passes import Passes
 from mlx_distill.backends.mlx.projection import Gradients
-from mlx_distill.batches import Batch
-from mlx_distill.config import TrainConfig
+from mlx_distill.backends.mlx.stack import Found
+from mlx_distill.batches import Batch, TeacherBuckets
+from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
+from mlx_distill.distillation import Objective
 from mlx_distill.run_records import MemoryPlan
 
 
@@ -46,7 +48,9 @@ class MlxStudent:
         parts = find_head(self._model)
         self._adapter_config = attach_adapter(self._model, config)
         trained = self._adapter_config["num_layers"]
-        self._passes = Passes(self._model, parts, trained=trained, max_length=config.max_length)
+        self._passes = Passes(
+            self._model, parts, trained=trained, max_length=config.max_length, objective=Objective.of(config)
+        )
         self._optimizer = AdapterOptimizer(config, self._model)
         self._seed()
 
@@ -75,7 +79,7 @@ class MlxStudent:
         mx.reset_peak_memory()
         before = mx.get_active_memory()
         with self._allocations():
-            self._passes.loss_and_gradients(batch)
+            self._passes.loss_and_gradients(self._as_taught(batch))
         return int(mx.get_peak_memory() - before)
 
     def adopt(self, plan: MemoryPlan, folder: Path) -> None:
@@ -97,9 +101,9 @@ class MlxStudent:
         gradients: Gradients = {}
         for batch in micro_batches:
             with self._allocations():
-                loss, correct, found = self._passes.loss_and_gradients(batch)
-            stats += StepStats(loss, correct, batch.target_tokens, batch.real_tokens)
-            gradients = {name: gradients[name] + value for name, value in found.items()} if gradients else found
+                found, more = self._passes.loss_and_gradients(batch)
+            stats += _stats(found, batch)
+            gradients = {name: gradients[name] + value for name, value in more.items()} if gradients else more
             mx.eval(gradients)
         if self._group is not None:
             gradients = self._group.sum(gradients or {name: mx.zeros_like(v) for name, v in self._adapter().items()})
@@ -108,15 +112,16 @@ class MlxStudent:
         mean, norm = optim.clip_grad_norm(mean, self._config.grad_clip or math.inf)
         grad_norm = norm.item()
         # A gradient that is not finite must not touch the adapter: the caller sees the norm and stops.
-        if math.isfinite(grad_norm) and math.isfinite(stats.loss_sum):
+        stats = replace(stats, grad_norm=grad_norm)
+        if stats.finite:
             self._optimizer.update(self._model, mean, learning_rate)
-        return replace(stats, grad_norm=grad_norm)
+        return stats
 
     def evaluate(self, batch: Batch) -> StepStats:
         """See `Student.evaluate`."""
         with self._allocations():
-            loss, correct = self._passes.loss(batch)
-        return StepStats(loss, correct, batch.target_tokens, batch.real_tokens)
+            found = self._passes.loss(batch)
+        return _stats(found, batch)
 
     def state(self) -> State:
         """See `Student.state`."""
@@ -164,6 +169,15 @@ class MlxStudent:
         """Dropout is the only thing here that draws random numbers; each process has other rows, and draws its own."""
         mx.random.seed(self._rank << 32 | self._config.seed)
 
+    def _as_taught(self, batch: Batch) -> Batch:
+        """A batch with what some teacher might say, where one is learned from: it takes memory, too."""
+        if self._config.distill == "off":
+            return batch
+        n, top_k = batch.target_tokens, DEFAULT_TOP_K
+        ids = np.tile(np.arange(top_k, dtype=np.int32), (n, 1))
+        even = np.full((n, top_k + 1), -math.log(top_k + 1), np.float32)
+        return replace(batch, teacher=TeacherBuckets(ids, even))
+
     def _allocations(self) -> AbstractContextManager[None]:
         return device.explained_allocation(
             "The last checkpoint stands. Go on with a --memory-limit below what was in use, or --micro-batch-size 1; "
@@ -176,3 +190,7 @@ class MlxStudent:
     def _dtype_name(self) -> str:
         widest = next(v.dtype for _, v in tree_flatten(self._model.parameters()) if v.dtype != mx.uint32)
         return str(widest).removeprefix("mlx.core.")
+
+
+def _stats(found: Found, batch: Batch) -> StepStats:
+    return StepStats(found.loss, found.correct, batch.target_tokens, batch.real_tokens, found.divergence)

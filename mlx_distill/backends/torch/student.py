@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,36 @@ from mlx_distill import layout
 from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import NO_TOKENS, Memory, State, StepStats
 from mlx_distill.backends.torch import device as devices
+from mlx_distill.backends.torch.distill import divergence_of_logits
 from mlx_distill.backends.torch.loading import attach_adapter, load_frozen, put
 from mlx_distill.backends.torch.optimizer import AdapterOptimizer
 from mlx_distill.batches import Batch
 from mlx_distill.config import TrainConfig
+from mlx_distill.distillation import Objective
 from mlx_distill.errors import ResourceError
 from mlx_distill.run_records import MemoryPlan
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a batch costs: scalars, each a sum over its targets.
+
+    Attributes:
+        minimised: What the gradient is of.
+        loss: Cross-entropy in nats.
+        correct: Targets predicted right.
+        divergence: From the teacher in nats; None without one.
+    """
+
+    minimised: torch.Tensor
+    loss: torch.Tensor
+    correct: torch.Tensor
+    divergence: torch.Tensor | None = None
+
+    def stats(self, batch: Batch) -> StepStats:
+        """The same as numbers."""
+        apart = None if self.divergence is None else self.divergence.item()
+        return StepStats(self.loss.item(), int(self.correct.item()), batch.target_tokens, batch.real_tokens, apart)
 
 
 class TorchStudent:
@@ -40,6 +64,7 @@ class TorchStudent:
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._config = config
+        self._objective = Objective.of(config)
         self._device = devices.choose_device(config.device)
         dtype = devices.choose_dtype(config.dtype, self._device)
         base = load_frozen(folder, dtype, self._device)
@@ -89,31 +114,31 @@ class TorchStudent:
         self._optimizer.zero_grad()
         stats = NO_TOKENS
         for batch in micro_batches:
-            loss, correct = self._forward(batch)
+            found = self._forward(batch)
             try:
-                loss.backward()  # type: ignore[no-untyped-call]
+                found.minimised.backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 raise _explained(error) from error
-            stats += StepStats(loss.item(), int(correct.item()), batch.target_tokens, batch.real_tokens)
+            stats += found.stats(batch)
         parameters = [one.parameter for one in self._trained.values()]
         for parameter in parameters:
             assert parameter.grad is not None
             parameter.grad /= stats.target_tokens
         norm = nn.utils.clip_grad_norm_(parameters, self._config.grad_clip or math.inf).item()
         # A gradient that is not finite must not touch the adapter: the caller sees the norm and stops.
-        if math.isfinite(norm) and math.isfinite(stats.loss_sum):
+        stats = replace(stats, grad_norm=norm)
+        if stats.finite:
             self._optimizer.update(learning_rate)
         devices.wait(self._device)
         self._peak.look()
         devices.trim(self._device)
-        return replace(stats, grad_norm=norm)
+        return stats
 
     def evaluate(self, batch: Batch) -> StepStats:
         """See `Student.evaluate`."""
         self._model.eval()
         with torch.no_grad():
-            loss, correct = self._forward(batch)
-        return StepStats(loss.item(), int(correct.item()), batch.target_tokens, batch.real_tokens)
+            return self._forward(batch).stats(batch)
 
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         """What the last step learned from, after clipping, by mlx-lm's names."""
@@ -153,8 +178,8 @@ class TorchStudent:
         """See `Student.peak_memory_bytes`."""
         return self._peak.bytes()
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss in nats summed over the batch's targets, and how many are predicted right.
+    def _forward(self, batch: Batch) -> Found:
+        """What a batch's targets cost.
 
         Rows are padded on the right and attention is causal: no target sees padding, so there is no mask to give.
         """
@@ -167,13 +192,17 @@ class TorchStudent:
             logits = self._model(input_ids=torch.from_numpy(tokens).to(self._device), use_cache=False).logits
             picked = logits.flatten(0, 1)[places].float()
             loss = functional.cross_entropy(picked, targets, reduction="sum")
+            correct = (picked.argmax(-1) == targets).sum()
+            if batch.teacher is None or self._objective is None:
+                return Found(loss, loss, correct)
+            apart = divergence_of_logits(picked, batch.teacher, self._objective)
         except RuntimeError as error:
             raise _explained(error) from error
-        return loss, (picked.argmax(-1) == targets).sum()
+        weight = self._objective.weight
+        return Found((1 - weight) * loss + weight * apart, loss, correct, apart)
 
     def _differentiate(self, batch: Batch) -> None:
-        loss, _ = self._forward(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._forward(batch).minimised.backward()  # type: ignore[no-untyped-call]
 
     def _profiled(self, batch: Batch) -> int:
         """The peak of what torch's profiler sees allocated and freed on the CPU."""

@@ -1,0 +1,38 @@
+"""`mlx-distill logits`."""
+
+from __future__ import annotations
+
+from mlx_distill.cli.command import command as make_command
+from mlx_distill.cli.console import Summary
+from mlx_distill.config import LogitsConfig
+from mlx_distill.progress import Progress
+
+
+@make_command(
+    LogitsConfig,
+    examples="""
+    mlx-distill logits --data data/mine --teacher mlx:Qwen/Qwen2.5-7B-Instruct
+    mlx-distill train --data data/mine --run adapters/mine --distill forward-kl --teacher-logits data/mine/logits/...
+    """,
+    keeps="Every finished row was kept; the same command goes on from there.",
+)
+def command(config: LogitsConfig, progress: Progress) -> Summary:
+    """Write what a local teacher says at every position of a data set, for a student to learn its distribution.
+
+    Teacher and student have the same tokenizer, and are never in memory together.
+    """
+    from mlx_distill.logits import logits_folder, write_logits
+
+    record = write_logits(config, progress)
+    folder = logits_folder(config)
+    positions = sum(split.positions for split in record.splits.values())
+    lines = [
+        f"{'':<6} {'rows':>8} {'positions':>10}",
+        *(f"{name:<6} {split.rows:>8,} {split.positions:>10,}" for name, split in record.splits.items()),
+        f"  {record.top_k} words of {record.words:,} at each, {record.entry_bytes} bytes: "
+        f"{positions * record.entry_bytes / 1e6:,.1f} MB in {folder}",
+        f"  next:  mlx-distill train --data {config.data} --run adapters/NAME --distill forward-kl "
+        f"--teacher-logits {folder}",
+    ]
+    data = {"folder": str(folder), "bytes": positions * record.entry_bytes, **record.model_dump(exclude={"format"})}
+    return Summary(data, lines)
