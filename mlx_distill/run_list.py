@@ -52,7 +52,8 @@ class RunEntry(Record):
         rows: Training rows.
         tokens: Of those rows.
         first_valid_loss: Before the first step, in nats a token.
-        valid_loss: The lowest, in nats a token.
+        valid_loss: Of the best adapter, in nats a token.
+        first_divergence, divergence: From the teacher whose distribution is learned, likewise.
         token_accuracy: At the lowest validation loss, 0 to 1.
         tokens_per_second: Real tokens trained on a second, evaluation not counted.
         seconds: Time that the run took so far.
@@ -81,6 +82,8 @@ class RunEntry(Record):
     learning_rate: float | None = None
     first_valid_loss: float | None = None
     valid_loss: float | None = None
+    first_divergence: float | None = None
+    divergence: float | None = None
     token_accuracy: float | None = None
     test_loss: float | None = None
     tokens_per_second: float | None = None
@@ -132,6 +135,8 @@ class _RunFacts(_Facts):
     stopped_early: bool = False
     first_valid_loss: float | None = None
     valid_loss: float | None = None
+    first_divergence: float | None = None
+    divergence: float | None = None
     test_loss: float | None = None
     token_accuracy: float | None = None
     tokens_per_second: float | None = None
@@ -260,6 +265,8 @@ def _entry(root: Path, name: str) -> RunEntry | None:
             "epochs": facts.epochs,
             "valid_loss": facts.valid_loss,
             "first_valid_loss": facts.first_valid_loss,
+            "first_divergence": facts.first_divergence,
+            "divergence": facts.divergence,
             "token_accuracy": facts.token_accuracy,
             "test_loss": facts.test_loss,
             "tokens_per_second": facts.tokens_per_second,

@@ -77,15 +77,17 @@ def result(recipe: Recipe) -> dict[str, object]:
 
     folder = layout.ComparisonFolder(recipe.report.comparison)
     run = layout.read_record(layout.RunFolder(recipe.train.run).record, RunRecord)
+    # Of a jury, the first that is named.
+    judge = recipe.judge.judges[0]
     scores: dict[Contender, list[float]] = {}
     for verdict in layout.read_rows(folder.verdicts, Verdict):
-        if verdict.judge == recipe.judge.judge and verdict.overall is not None:
+        if verdict.judge == judge and verdict.overall is not None:
             scores.setdefault(verdict.contender, []).append(verdict.overall)
     return {
         "adapter": str(layout.RunFolder(recipe.train.run).adapter),
         "first_valid_loss": run.first_valid_loss,
         "valid_loss": run.valid_loss,
-        "judge": recipe.judge.judge,
+        "judge": judge,
         "scores": {contender: round(sum(own) / len(own), 2) for contender, own in scores.items()},
         "report": str(folder.report),
     }

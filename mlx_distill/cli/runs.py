@@ -91,6 +91,16 @@ def _results(entries: Sequence[RunEntry]) -> list[Column]:
             lambda e: _UNKNOWN if e.valid_loss is None else f"{loss(e.first_valid_loss)} → {loss(e.valid_loss)}",
             lambda e: e.valid_loss is not None and e.valid_loss == best_loss,
         ),
+        *(
+            [
+                column(
+                    "divergence",
+                    lambda e: _UNKNOWN if e.divergence is None else f"{loss(e.first_divergence)} → {loss(e.divergence)}",
+                )
+            ]
+            if any(entry.divergence is not None for entry in entries)
+            else []
+        ),
         column(
             "accuracy",
             lambda e: percent(e.token_accuracy),

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mlx_distill.config import ShareConfig
+from mlx_distill.families import same_family
 from mlx_distill.records import CONTENDERS, Manifest
 from mlx_distill.run_records import RunRecord
 from mlx_distill.share.base import Base
@@ -19,8 +20,8 @@ from mlx_distill.share.front_matter import front_matter
 from mlx_distill.share.scores import Score, Scorecard, Scores
 from mlx_distill.share.usage import usage
 
-#: Below this many families of prompts a percentile bootstrap is too narrow to be taken at its word.
-FEW_FAMILIES = 20
+#: Below this many families of prompts a bootstrap is too narrow to be taken at its word.
+FEW_FAMILIES = 7
 
 _SETTINGS = (
     *("adapter", "rank", "scale", "rslora", "dropout", "layers", "targets", "optimizer", "learning_rate", "schedule"),
@@ -108,7 +109,7 @@ def _scorecard(card: Scorecard, scores: Scores, run: RunRecord) -> Iterable[str]
         f"`{_cell(PurePath(scores.record.prompts).name)}`" if scores.record and scores.record.prompts else "held out"
     )
     yield (
-        f"{scores.prompts} prompts ({prompts}) of {card.families} families; intervals are percentile bootstraps "
+        f"{scores.prompts} prompts ({prompts}) of {card.families} families; intervals are expanded percentile bootstraps "
         f"(10,000 draws) in which whole families are drawn.{few}{unread}"
     )
 
@@ -117,7 +118,7 @@ def judge_title(judge: str, manifest: Manifest | None) -> str:
     """Who judged, with what has to be known to weigh its word."""
     if judge == "rubric":
         return "a rubric, which is computed and no model's opinion"
-    kin = manifest is not None and judge.partition(":")[0] == manifest.teacher.partition(":")[0]
+    kin = manifest is not None and same_family(judge, manifest.teacher)
     relation = "a model's opinion, and of the teacher's own family" if kin else "a model's opinion"
     return f"`{_cell(judge)}` ({relation})"
 
