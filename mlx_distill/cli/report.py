@@ -12,6 +12,8 @@ from mlx_distill.progress import Progress
     ReportConfig,
     examples="""
     mlx-distill report visuals/demo
+    mlx-distill report visuals/demo --against visuals/rank-16,visuals/dora
+    mlx-distill report visuals/demo --only png --theme dark
     """,
     keeps="Files already written are whole; the same command writes them all again.",
 )
@@ -21,18 +23,19 @@ def command(config: ReportConfig, progress: Progress) -> Summary:
 
     files = report(config, progress)
     lines = [files.headline, *(f"Missing: {text}" for text in files.missing), ""]
-    written = [("report", files.page), ("tables", files.results), ("flow chart", files.pipeline)]
+    texts = {"report": files.page, "tables": files.results, "flow chart": files.pipeline}
+    written = [(name, path) for name, path in texts.items() if path is not None]
     written += [(name.replace("_", " "), path) for name, path in files.charts.items()]
     lines += [f"{what:<18} {path}" for what, path in written]
+    named = {"report": files.page, "results": files.results, "pipeline": files.pipeline}
     return Summary(
         data={
-            "report": str(files.page),
-            "results": str(files.results),
-            "pipeline": str(files.pipeline),
+            **{name: None if path is None else str(path) for name, path in named.items()},
             "charts": {name: str(path) for name, path in files.charts.items()},
             "headline": files.headline,
             "prompts": files.prompts,
             "scores": files.scores,
+            "pass_at_1": files.passes,
             "unfinished": files.unfinished,
             "missing": list(files.missing),
         },

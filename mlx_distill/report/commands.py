@@ -6,8 +6,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from mlx_distill.config import TrainConfig
+from mlx_distill.config import CompareConfig, TrainConfig
 from mlx_distill.layout import DataFolder
+from mlx_distill.records import CONTENDERS, ComparisonRecord
 from mlx_distill.report.evidence import Evidence
 
 #: Stands for a prompt file that the records do not name.
@@ -28,15 +29,32 @@ def commands_to_repeat(evidence: Evidence) -> list[str]:
         lines.append(["train", *_flags(evidence.run.config)])
         lines.append(["fuse", str(evidence.run_path)])
     if record := evidence.record:
-        compare = ["compare", record.run, "--prompts", record.prompts or UNKNOWN]
+        compare = ["compare", record.run]
+        if record.prompts or not record.evals:
+            compare += ["--prompts", record.prompts or UNKNOWN]
+        if record.evals:
+            compare += ["--eval", ",".join(record.evals)]
         if record.teacher:
             compare += ["--teacher", record.teacher]
-        if record.repetition_penalty != 1:
-            compare += ["--repetition-penalty", f"{record.repetition_penalty:g}"]
-        lines.append([*compare, "--max-tokens", str(record.max_tokens), "--out", root])
-    lines += [["judge", root, "--judge", judge] for judge in evidence.judges]
-    lines.append(["report", root])
+        if others := [f"{name}={model}" for name, model in record.models.items() if name not in CONTENDERS]:
+            compare += ["--others", ",".join(others)]
+        lines.append([*compare, *_recorded(record), "--max-tokens", str(record.max_tokens), "--out", root])
+    paired = {duel.judge for duel in evidence.duels}
+    for name in dict.fromkeys([*evidence.judges, *sorted(paired)]):
+        lines.append(["judge", root, "--judge", name, *(["--pairwise"] if name in paired else [])])
+    rivals = ",".join(str(rival.root) for rival in evidence.rivals)
+    lines.append(["report", root, *(["--against", rivals] if rivals else [])])
     return [shlex.join(["mlx-distill", *line]) for line in lines]
+
+
+def _recorded(record: ComparisonRecord) -> list[str]:
+    """How the answers were made, where that is not the default."""
+    flags: list[str] = []
+    for name in ("samples", "temperature", "seed", "repetition_penalty"):
+        value = getattr(record, name)
+        if value != CompareConfig.model_fields[name].default:
+            flags += ["--" + name.replace("_", "-"), f"{value:g}"]
+    return flags
 
 
 def _flags(config: dict[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Everything that a report is drawn from, read once.
 
-Reads: `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl}`, `adapters/RUN/{run.json,metrics.jsonl}`
-(the data set's manifest lies in `run.json`). Only the generations must be there.
+Reads: `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl,outcomes.jsonl,duels.jsonl,heldout.jsonl}`,
+`visuals/NAME/calibration.json`, `adapters/RUN/{run.json,metrics.jsonl}` (the data set's manifest lies in `run.json`).
+Only the generations must be there.
 """
 
 from __future__ import annotations
@@ -10,12 +11,48 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mlx_distill.calibration import Calibration
 from mlx_distill.errors import InputError
-from mlx_distill.layout import ComparisonFolder, RunFolder, read_record, read_rows
+from mlx_distill.layout import ComparisonFolder, RunFolder, file_sha256, read_record, read_rows
 from mlx_distill.records import ComparisonRecord, Generation, Manifest, Prompt, Verdict
+from mlx_distill.report.fitting import fitting_duels, fitting_losses, fitting_outcomes, present_answers
 from mlx_distill.report.wording import CONTENDER_TITLES
 from mlx_distill.run_records import MetricRow, RunRecord
+from mlx_distill.scores import Duel, HeldOutLoss, ScoredAnswer
 from mlx_distill.verdicts import first_answers, fitting_verdicts
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another run's student, set against this one.
+
+    Attributes:
+        contender: What it is called here.
+        root: Folder of its own comparison.
+        shared: Prompts that both comparisons asked.
+        differences: How it was asked otherwise, in sentences.
+    """
+
+    contender: str
+    root: Path
+    shared: int
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stale:
+    """How many results were left out because they speak of earlier answers, and none speaks of the present one.
+
+    Attributes:
+        losses: Those of a model that no longer stands for its contender.
+        calibrations: 1 where the judges were held against people on other answers than these.
+    """
+
+    verdicts: int = 0
+    outcomes: int = 0
+    duels: int = 0
+    losses: int = 0
+    calibrations: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,9 +62,14 @@ class Evidence:
     Attributes:
         run_path: Folder of the training run; None where none was found.
         generations: One a prompt and contender, the latest.
+        samples: All answers of each, the latest; they count for pass@k.
         verdicts: Those whose answer is the one shown.
-        stale: How many verdicts were left out because they judge an earlier answer and none judges this one.
+        outcomes: What the tests made of the answers.
+        duels: Those between two answers that are shown.
+        losses: On held-out answers of the teacher.
         metrics: In the order of training, each step and evaluation once.
+        calibration: How far the judges agree with people on these answers; None where nobody asked people.
+        rivals: Other runs' students among the contenders.
     """
 
     folder: ComparisonFolder
@@ -36,9 +78,15 @@ class Evidence:
     run_path: Path | None
     run: RunRecord | None
     generations: tuple[Generation, ...]
+    samples: tuple[Generation, ...]
     verdicts: tuple[Verdict, ...]
-    stale: int
+    outcomes: tuple[ScoredAnswer, ...]
+    duels: tuple[Duel, ...]
+    losses: tuple[HeldOutLoss, ...]
+    stale: Stale
     metrics: tuple[MetricRow, ...]
+    calibration: Calibration | None = None
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def manifest(self) -> Manifest | None:
@@ -76,6 +124,10 @@ class Evidence:
         return tuple(sorted(names, key=lambda name: name == "rubric"))
 
     @cached_property
+    def _outcomes(self) -> dict[tuple[str, str], ScoredAnswer]:
+        return {(o.outcome.task_id, o.contender): o for o in self.outcomes if o.sample == 0}
+
+    @cached_property
     def _answers(self) -> dict[tuple[str, str], Generation]:
         return {(g.prompt.id, g.contender): g for g in self.generations}
 
@@ -90,6 +142,10 @@ class Evidence:
     def verdict(self, judge: str, prompt_id: str, contender: str) -> Verdict | None:
         """What a judge made of it."""
         return self._verdicts.get((judge, prompt_id, contender))
+
+    def outcome(self, prompt_id: str, contender: str) -> ScoredAnswer | None:
+        """What the tests made of the answer that is shown."""
+        return self._outcomes.get((prompt_id, contender))
 
     def of(self, contender: str) -> list[Generation]:
         """All answers of a contender."""
@@ -108,7 +164,8 @@ def read_evidence(root: Path) -> Evidence:
         InputError: There are no generations, or a file is not what it claims to be.
     """
     folder = ComparisonFolder(root)
-    generations = first_answers(read_rows(folder.generations, Generation))
+    rows = read_rows(folder.generations, Generation)
+    generations = first_answers(rows)
     name = root.resolve().name
     if not generations:
         raise InputError(
@@ -120,7 +177,16 @@ def read_evidence(root: Path) -> Evidence:
     record = read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
     run_path = _find_run(root, name, record)
     run, metrics = _read_run(run_path)
-    verdicts, stale = fitting_verdicts(read_rows(folder.verdicts, Verdict), generations)
+    samples = present_answers(rows, record.samples if record else None)
+    verdicts, stale_verdicts = fitting_verdicts(read_rows(folder.verdicts, Verdict), generations)
+    outcomes, stale_outcomes = fitting_outcomes(
+        read_rows(folder.outcomes, ScoredAnswer), samples, record.tasks_sha256 if record else {}
+    )
+    duels, stale_duels = fitting_duels(read_rows(folder.duels, Duel), generations)
+    models = {row.contender: row.model for row in generations.values()}
+    losses, stale_losses = fitting_losses(read_rows(folder.held_out, HeldOutLoss), models)
+    calibration = read_record(folder.calibration, Calibration) if folder.calibration.exists() else None
+    stale_calibration = calibration is not None and calibration.generations_sha256 != file_sha256(folder.generations)
     return Evidence(
         folder=folder,
         name=record.name if record else name,
@@ -128,9 +194,14 @@ def read_evidence(root: Path) -> Evidence:
         run_path=run_path,
         run=run,
         generations=tuple(generations.values()),
+        samples=tuple(samples.values()),
         verdicts=verdicts,
-        stale=stale,
+        outcomes=outcomes,
+        duels=duels,
+        losses=losses,
+        stale=Stale(stale_verdicts, stale_outcomes, stale_duels, stale_losses, int(stale_calibration)),
         metrics=metrics,
+        calibration=None if stale_calibration else calibration,
     )
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlx_distill.records import Generation
 from mlx_distill.report.cost import CostScaling
 from mlx_distill.report.evidence import Evidence
+from mlx_distill.report.intervals import FEW_GROUPS, FEWEST_GROUPS, Estimate
+from mlx_distill.report.objective import Objective
 from mlx_distill.report.scores import Scorecard
 from mlx_distill.report.training import Course
-from mlx_distill.report.wording import loss, money, percent, plural, score, title_of, visible
-
-FEW_PROMPTS = 30
+from mlx_distill.report.wording import loss, money, percent, plural, score, signed, span, title_of, visible
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,6 @@ class Note:
     command: str | None = None
 
 
-def headline(evidence: Evidence, cards: Sequence[Scorecard], course: Course | None) -> str:
-    """What changed, in one sentence."""
-    scored = [card for card in cards if card.overall]
-    if scored and (finding := score_finding(scored[0])):
-        return attributed(finding, scored)
-    if course and (finding := training_finding(course)):
-        return f"{finding.partition(',')[0]}; the answers have not been judged yet."
-    who = ", ".join(title_of(c).lower() for c in evidence.contenders)
-    return f"{plural(len(evidence.prompts), 'prompt')} answered by {who}, not judged yet."
-
-
 def score_finding(card: Scorecard) -> str | None:
     """What a scorecard says; None where nothing was scored."""
     base, distilled, teacher = (card.overall_of(c) for c in ("base", "distilled", "teacher"))
@@ -45,15 +34,26 @@ def score_finding(card: Scorecard) -> str | None:
         known = ", ".join(f"{title_of(c).lower()} {score(m.value)}" for c, m in card.overall.items())
         return f"Scores out of 10: {known}." if known else None
     against = "" if teacher is None else f"; its teacher scores {score(teacher)}"
+    known_to = change_in_words(card.change, signed)
     # Judged as written: a difference that the digits do not show is not claimed.
     before, after = round(base, 1), round(distilled, 1)
-    if after > before:
+    if card.change and card.change.settled is False:
+        verb = f"The student scores {score(distilled)} after distillation and {score(base)} before, out of 10"
+        known_to = f": not distinguishable{known_to}"
+    elif after > before:
         verb = f"Distillation took the student from {score(base)} to {score(distilled)} out of 10"
     elif after < before:
         verb = f"The distilled student scores lower than its base, {score(distilled)} after {score(base)} out of 10"
     else:
         verb = f"Distillation left the student at {score(base)} out of 10"
-    return f"{verb}{against}."
+    return f"{verb}{known_to}{against}."
+
+
+def change_in_words(change: Estimate | None, show: Callable[[float | None], str], unit: str = "") -> str:
+    """A difference with its interval, in brackets; nothing where no interval is known."""
+    if change is None or change.interval is None:
+        return ""
+    return f" ({show(change.value)}{unit}, 95 % interval {span(change.interval, show)})"
 
 
 def attributed(finding: str, cards: Sequence[Scorecard]) -> str:
@@ -136,17 +136,29 @@ def cut_counts(evidence: Evidence) -> dict[str, tuple[int, int]]:
     return {c: (sum(not a.finished for a in evidence.of(c)), len(evidence.of(c))) for c in evidence.contenders}
 
 
-def cautions(evidence: Evidence, cards: tuple[Scorecard, ...]) -> list[Note]:
-    """What keeps the scores from being more than they are."""
+def few_prompts(card: Scorecard) -> str | None:
+    """What the number of prompts means for a scorecard's intervals; None where there are enough."""
+    counted = card.change or next(iter(card.overall.values()), None)
+    if counted is None or counted.groups >= FEW_GROUPS:
+        return None
+    n, groups = counted.n, counted.groups
+    of = "" if groups == n else f" of {groups} families"
+    many = f"{plural(n, 'prompt')}{of} {'is' if n == 1 else 'are'} few"
+    if groups < FEWEST_GROUPS:
+        return f"{many}: no interval is given, and a difference of this size can be chance."
+    return f"{many}: the intervals are narrower than they should be."
+
+
+def cautions(evidence: Evidence, cards: tuple[Scorecard, ...], objective: Objective | None = None) -> list[Note]:
+    """What keeps the numbers from being more than they are."""
     notes: list[Note] = []
-    n = len(evidence.prompts)
-    if cards and n < FEW_PROMPTS:
-        notes.append(
-            Note(
-                f"{plural(n, 'prompt')} {'is' if n == 1 else 'are'} few: no interval is given yet, "
-                "and a difference of this size can be chance."
-            )
-        )
+    root = evidence.folder.root
+    if any(mean.interval for card in cards for mean in card.overall.values()) or objective:
+        notes.append(Note("Intervals are of 95 %, by a bootstrap over families of prompts; differences are paired."))
+    if objective:
+        notes += _cautions_of_tests(objective)
+    if cards and (few := few_prompts(cards[0])):
+        notes.append(Note(few))
     for card in cards:
         notes.append(Note(f"Judge: {visible(card.judge.full)}."))
         if card.unread:
@@ -168,23 +180,45 @@ def cautions(evidence: Evidence, cards: tuple[Scorecard, ...]) -> list[Note]:
         notes.append(
             Note(f"Answers that did not end by themselves: {', '.join(cut)}. They are flagged, and judged as they are.")
         )
-    if evidence.stale:
-        notes.append(
-            Note(
-                f"{plural(evidence.stale, 'verdict')} left out: they judge earlier answers than those shown.",
-                f"mlx-distill judge {evidence.folder.root}",
-            )
-        )
+    stale, judge = evidence.stale, f"mlx-distill judge {root}"
+    for count, one, many, why, command in (
+        (stale.verdicts, "verdict", "verdicts", "they judge earlier answers than those shown", judge),
+        (stale.duels, "duel", "duels", "they judge earlier answers than those shown", f"{judge} --pairwise"),
+        (stale.outcomes, "test result", "test results", "they are of earlier answers or tests", None),
+        (stale.losses, "held-out loss", "held-out losses", "they are of other models than those shown", None),
+        (stale.calibrations, "calibration", "calibrations", "it is on earlier answers than those shown", None),
+    ):
+        if count:
+            notes.append(Note(f"{count:,} {one if count == 1 else many} left out: {why}.", command))
+    notes += [Note(f"{visible(r.contender)}: {text}") for r in evidence.rivals for text in r.differences]
     return notes
 
 
-def missing(evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | None) -> list[Note]:
+def _cautions_of_tests(objective: Objective) -> list[Note]:
+    notes = []
+    families = len(objective.families)
+    if families < FEWEST_GROUPS:
+        notes.append(
+            Note(f"{plural(families, 'family').replace('familys', 'families')} of tasks: too few for intervals.")
+        )
+    elif families < FEW_GROUPS:
+        notes.append(Note(f"{families} families of tasks are few: intervals are narrower than they should be."))
+    total = len(objective.tasks)
+    lacking = [f"{title_of(c)} {total - t.tasks}" for c, t in objective.contenders.items() if t.tasks < total]
+    if lacking:
+        notes.append(Note(f"Of {total} tasks, without a test result: {', '.join(lacking)}. They count as neither."))
+    return notes
+
+
+def missing(
+    evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | None, *, tested: bool = False
+) -> list[Note]:
     """What a full report would have and this one has not, with the command that brings it."""
     notes: list[Note] = []
     root = evidence.folder.root
-    if not cards:
+    if not cards and not tested:
         notes.append(Note("No answer has been judged yet, so there are no scores.", f"mlx-distill judge {root}"))
-    elif not any(card.overall for card in cards):
+    elif cards and not any(card.overall for card in cards):
         notes.append(Note("No verdict could be read, so there are no scores.", f"mlx-distill judge {root}"))
     run = str(evidence.run_path or (evidence.record.run if evidence.record else f"adapters/{evidence.name}"))
     for contender in ("base", "distilled"):
@@ -202,7 +236,8 @@ def missing(evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | N
             )
         )
     expected = len(evidence.prompts)
-    for contender in evidence.contenders:
+    rivals = {rival.contender for rival in evidence.rivals}
+    for contender in (c for c in evidence.contenders if c not in rivals):
         if lacking := expected - len(evidence.of(contender)):
             notes.append(Note(f"{plural(lacking, 'prompt')} without an answer of {title_of(contender).lower()}."))
     return notes + _missing_of_run(evidence, course, run)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from mlx_distill.report.evidence import Evidence
+from mlx_distill.report.analysis import Analysis
 from mlx_distill.report.findings import cut_counts
 from mlx_distill.report.palette import ink
-from mlx_distill.report.scores import Scorecard
 from mlx_distill.report.wording import (
     count,
     duration,
     loss,
     money,
+    percent,
     plural,
     score,
     title_of,
@@ -18,8 +18,9 @@ from mlx_distill.report.wording import (
 )
 
 
-def pipeline(evidence: Evidence, cards: tuple[Scorecard, ...]) -> str:
+def pipeline(analysis: Analysis) -> str:
     """Mermaid source: what went in, what was made of it, what came out."""
+    evidence, cards = analysis.evidence, analysis.cards
     run, manifest, record = evidence.run, evidence.manifest, evidence.record
     teacher = evidence.teacher or "no teacher"
     boxes: dict[str, list[str]] = {"prompts": ["Prompts"], "teacher": ["Teacher", teacher], "data": ["Data set"]}
@@ -46,6 +47,9 @@ def pipeline(evidence: Evidence, cards: tuple[Scorecard, ...]) -> str:
     cut = sum(k for k, _ in cut_counts(evidence).values())
     if cut:
         boxes["compare"].append(f"{plural(cut, 'answer')} cut")
+    if analysis.objective:
+        rates = [f"{title_of(c)} {percent(t.pass_1.value)}" for c, t in analysis.objective.contenders.items()]
+        boxes["tests"] = ["Hidden tests", plural(len(analysis.objective.tasks), "task"), *rates]
     for number, card in enumerate(cards):
         means = [f"{title_of(c)} {score(m.value)}" for c, m in card.overall.items()]
         boxes[f"judge{number}"] = ["Judge: " + card.judge.full, *(means or ["no verdict could be read"])]
@@ -53,6 +57,8 @@ def pipeline(evidence: Evidence, cards: tuple[Scorecard, ...]) -> str:
     arrows = ["prompts --> teacher --> data --> train", "base --> train --> distilled --> compare", "base --> compare"]
     if "teacher" in evidence.contenders:
         arrows.append("teacher --> compare")
+    if analysis.objective:
+        arrows.append("compare --> tests")
     arrows += [f"compare --> judge{number}" for number in range(len(cards))]
     lines = ["flowchart LR"]
     lines += [f'  {name}["{"<br/>".join(_label(text) for text in texts)}"]' for name, texts in boxes.items()]

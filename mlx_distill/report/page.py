@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mlx_distill.report import findings, wording
+from mlx_distill.report import figures, findings, wording
+from mlx_distill.report.analysis import Analysis, headline
+from mlx_distill.report.answers import MANY_PROMPTS, cases_of
 from mlx_distill.report.commands import commands_to_repeat
-from mlx_distill.report.cost import SCALES, CostScaling
+from mlx_distill.report.cost import SCALES
+from mlx_distill.report.curves import curves, points_table
 from mlx_distill.report.evidence import Evidence
+from mlx_distill.report.intervals import Estimate
+from mlx_distill.report.palette import slot
 from mlx_distill.report.prose import render_answer
-from mlx_distill.report.scores import JudgeLabel, Scorecard, dimension_title
+from mlx_distill.report.radar import radar
+from mlx_distill.report.scores import dimension_title
 from mlx_distill.report.settings import settings_of
-from mlx_distill.report.svg import Series, line_chart
-from mlx_distill.report.training import Course, smooth
+from mlx_distill.report.training import Course
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_STYLES = ("base.css", "figures.css", "answers.css", "narrow.css", "print.css")
+_SCRIPTS = ("theme.js", "folding.js", "finding.js", "curves.js")
 
 
 @dataclass(frozen=True)
@@ -39,31 +45,72 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class JudgedAnswer:
-    """A judge's scores for one answer, ready to be read."""
+class Standing:
+    """A contender beneath the headline.
 
-    judge: JudgeLabel
-    overall: float | None
-    scores: Sequence[tuple[str, float, str]]
-    problem: str | None
-
-
-@dataclass(frozen=True)
-class AnswerCard:
-    """One contender's answer to one prompt, ready to be read."""
+    Attributes:
+        value: In words; None where nothing is known.
+        share: The same from 0 to 1, for its bar.
+        low: Of its interval, likewise.
+        high: Of its interval.
+    """
 
     contender: str
-    model: str
-    html: Markup | None
-    empty: bool
-    flag: str | None
-    figures: str
-    verdicts: Sequence[JudgedAnswer]
+    value: str | None
+    share: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
-def page(evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | None, scaling: CostScaling | None) -> str:
+def page(analysis: Analysis) -> str:
     """The whole page, as HTML."""
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    evidence, course = analysis.evidence, analysis.course
+    style, script = (
+        "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names) for names in (_STYLES, _SCRIPTS)
+    )
+    scored = analysis.scored
+    cases = cases_of(analysis)
+    return (
+        _environment(evidence)
+        .get_template("report.html")
+        .render(
+            e=evidence,
+            a=analysis,
+            cards=analysis.cards,
+            course=course,
+            scaling=analysis.scaling,
+            scales=SCALES,
+            # The line beneath the heading names the judge.
+            headline=headline(analysis, judged=False),
+            first=scored[0] if scored else None,
+            gap=findings.gap_closed(scored[0]) if scored else None,
+            standings=standings(analysis),
+            facts=facts(evidence, course),
+            missing=analysis.missing,
+            cautions=analysis.cautions,
+            tests=figures.tables_of_tests(analysis),
+            losses=figures.tables_of_losses(analysis),
+            judges=[*figures.tables_of_judges(analysis), *figures.tables_of_people(analysis)],
+            lengths=figures.tables_of_answers(analysis),
+            pairs=figures.tables_of_pairs(analysis),
+            rivals=figures.tables_of_rivals(analysis),
+            radars={card.judge.spec: radar(card, evidence) for card in analysis.cards},
+            cases=cases,
+            fields=sorted({prompt.field for prompt in evidence.prompts}),
+            many=len(cases) >= MANY_PROMPTS,
+            curves=curves(course) if course else [],
+            points=points_table(course) if course else None,
+            settings=settings_of(evidence),
+            commands=commands_to_repeat(evidence),
+            style=Markup(style),
+            script=Markup(script),
+            policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
+            "img-src data:; base-uri 'none'; form-action 'none'",
+        )
+    )
+
+
+def _environment(evidence: Evidence) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -83,35 +130,35 @@ def page(evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | None
         "title_of": wording.title_of,
         "dimension": dimension_title,
         "at_scale": wording.prompts_at_scale,
+        "span": lambda found: wording.span(found.interval if found else None, wording.signed),
+        "slot": lambda contender: slot(contender, evidence.contenders) if contender else "",
     }
-    scored = [card for card in cards if card.overall]
-    return environment.get_template("report.html").render(
-        e=evidence,
-        cards=cards,
-        course=course,
-        scaling=scaling,
-        scales=SCALES,
-        # The line beneath the heading names the judge.
-        headline=(findings.score_finding(scored[0]) if scored else None) or findings.headline(evidence, cards, course),
-        first=scored[0] if scored else None,
-        gap=findings.gap_closed(scored[0]) if scored else None,
-        facts=facts(evidence, course),
-        missing=findings.missing(evidence, cards, course),
-        cautions=findings.cautions(evidence, cards),
-        answers=[(prompt, answer_cards(evidence, cards, prompt.id)) for prompt in evidence.prompts],
-        curves=curves(course) if course else [],
-        settings=settings_of(evidence),
-        commands=commands_to_repeat(evidence),
-        style=Markup(style),
-        script=Markup(script),
-        policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'",
-    )
+    return environment
 
 
 def _source(text: str) -> str:
     """A Content-Security-Policy source that allows exactly this text inline."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def standings(analysis: Analysis) -> list[Standing]:
+    """The contenders, by what the headline rests on."""
+    found = []
+    for contender in analysis.evidence.contenders:
+        mean: Estimate | None = None
+        top = 1.0
+        if analysis.tests_lead and analysis.objective:
+            tested = analysis.objective.contenders.get(contender)
+            mean = tested.pass_1 if tested else None
+        elif analysis.scored:
+            mean, top = analysis.scored[0].overall.get(contender), 10.0
+        if mean is None:
+            found.append(Standing(contender, None))
+            continue
+        value = wording.percent(mean.value) if top == 1 else wording.score(mean.value)
+        ends = (mean.interval.low / top, mean.interval.high / top) if mean.interval else (None, None)
+        found.append(Standing(contender, value, mean.value / top, *ends))
+    return found
 
 
 def facts(evidence: Evidence, course: Course | None) -> list[Fact]:
@@ -136,46 +183,3 @@ def facts(evidence: Evidence, course: Course | None) -> list[Fact]:
         teacher = f"from {evidence.manifest.teacher}" if evidence.manifest else None
         found.append(Fact("Training rows", wording.count(run.splits["train"].rows), detail=teacher))
     return found
-
-
-def answer_cards(evidence: Evidence, cards: Sequence[Scorecard], prompt_id: str) -> list[AnswerCard]:
-    """What each contender said to a prompt, in the order of display."""
-    return [_answer_card(evidence, cards, prompt_id, contender) for contender in evidence.contenders]
-
-
-def _answer_card(evidence: Evidence, cards: Sequence[Scorecard], prompt_id: str, contender: str) -> AnswerCard:
-    answer = evidence.answer(prompt_id, contender)
-    model = evidence.models[contender]
-    if answer is None:
-        return AnswerCard(contender, model, None, False, None, "", ())
-    figures = wording.plural(answer.output_tokens, "token")
-    if answer.seconds > 0:
-        figures += f" · {wording.duration(answer.seconds)}"
-    verdicts = []
-    for card in cards:
-        verdict = evidence.verdict(card.judge.spec, prompt_id, contender)
-        if verdict is not None:
-            scores = [(dimension_title(d), s.score, s.rationale) for d, s in verdict.scores.items()]
-            verdicts.append(JudgedAnswer(card.judge, verdict.overall, scores, verdict.problem))
-    empty = not answer.text.strip()
-    return AnswerCard(
-        contender, model, render_answer(answer.text), empty, findings.stop_flag(answer), figures, verdicts
-    )
-
-
-def curves(course: Course) -> list[tuple[str, Markup]]:
-    """Loss and token accuracy over the steps."""
-    drawn = []
-    for title, field, show, tick in (
-        ("Loss, nats a token", "loss", wording.loss, lambda v: f"{v:.2f}"),
-        ("Token accuracy", "token_accuracy", wording.percent, lambda v: f"{v * 100:g} %"),
-    ):
-        steps = [(float(row.step), float(getattr(row, field))) for row in course.steps]
-        means = smooth([y for _, y in steps], max(1, len(steps) // 12))
-        series = [
-            Series("Training rows", "raw", steps),
-            Series("Training rows, smoothed", "mean", [(x, y) for (x, _), y in zip(steps, means, strict=True)]),
-            Series("Validation rows", "valid", [(float(r.step), float(getattr(r, field))) for r in course.valid], True),
-        ]
-        drawn.append((title, line_chart(title, series, show=show, tick=tick, x_name="optimizer steps")))
-    return drawn

@@ -8,23 +8,23 @@ classes, never with inline styles.
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from functools import cache
-from io import StringIO
+from itertools import groupby
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup, escape
-from pygments.formatters import HtmlFormatter
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
+from pygments.token import STANDARD_TYPES, _TokenType
 
 from mlx_distill.report.wording import visible
 
 #: Longer answers are shown up to here, and say so.
-MOST_CHARACTERS = 200_000
+MOST_CHARACTERS = 40_000
 #: Longer blocks of code, and those whose lexer takes longer than this, are shown without colours: on input made for
 #: it a lexer's time grows with the square of the length.
 MOST_COLOURED = 40_000
@@ -35,21 +35,31 @@ _LANGUAGE_NAMES = (
     "python3 rb rs ruby rust scala sh shell sql sqlite3 swift toml ts tsx typescript xml yaml"
 )
 LANGUAGES = frozenset(_LANGUAGE_NAMES.split())
+#: Pygments' classes of tokens that the page's style colours; others would only make it larger.
+_STYLED_NAMES = (
+    "k kc kd kn kp kr kt ow s s1 s2 sa sb sc dl se sh si sx sr ss sd c ch cm cp cpf c1 cs m mb mf mh mi mo il nf fm nt "
+    "nc ne nn nd na nb bp"
+)
+STYLED = frozenset(_STYLED_NAMES.split())
 #: The headings of an answer start below those of the page.
 _HEADING_SHIFT = 4
 
 
-def render_answer(text: str) -> Markup:
+def render_answer(text: str, most: int = MOST_CHARACTERS, *, whole: str = "") -> Markup:
     """Render an answer's Markdown.
+
+    Args:
+        most: Characters to show.
+        whole: Where all of them are, as a sentence, for an answer that is cut.
 
     Returns:
         HTML made of tags of ours alone, each closed.
     """
-    shown = visible(text[:MOST_CHARACTERS])
+    shown = visible(text[:most])
     html = Markup(_markdown().render(shown))
-    if len(text) > MOST_CHARACTERS:
-        left_out = len(text) - MOST_CHARACTERS
-        html += Markup('<p class="note">{} more characters are not shown here.</p>').format(f"{left_out:,}")
+    if len(text) > most:
+        left_out = len(text) - most
+        html += Markup('<p class="note">{} more characters are not shown here. {}</p>').format(f"{left_out:,}", whole)
     return html
 
 
@@ -70,9 +80,20 @@ def _coloured(code: str, lexer: Lexer) -> Markup | None:
         if time.monotonic() > deadline:
             return None
         tokens.append(token)
-    out = StringIO()
-    HtmlFormatter(nowrap=True).format(tokens, out)
-    return Markup(out.getvalue())
+    return Markup("".join(_spans(tokens)))
+
+
+def _spans(tokens: Iterable[tuple[_TokenType, str]]) -> Iterator[str]:
+    """Tokens in spans of the classes that the page's style knows; neighbours of one class share a span."""
+    for name, group in groupby(tokens, key=lambda token: _class_of(token[0])):
+        text = str(escape("".join(value for _, value in group)))
+        yield f'<span class="{name}">{text}</span>' if name else text
+
+
+@cache
+def _class_of(kind: _TokenType) -> str:
+    known = next(k for k in reversed(kind.split()) if k in STANDARD_TYPES)
+    return STANDARD_TYPES[known] if STANDARD_TYPES[known] in STYLED else ""
 
 
 @cache

@@ -1,11 +1,13 @@
 """The step `report`: draw the charts and write the report of a comparison.
 
-Reads:  `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl}`, `adapters/RUN/{run.json,metrics.jsonl}`
-Writes: `visuals/NAME/{training_curves,model_scorecard,prompt_comparison,cost_scaling}.png`,
+Reads:  `visuals/NAME/{comparison.json,generations.jsonl,verdicts.jsonl,outcomes.jsonl,duels.jsonl,heldout.jsonl}`,
+        `adapters/RUN/{run.json,metrics.jsonl}`; the same of comparisons that it is set against
+Writes: `visuals/NAME/{objective,training_curves,model_scorecard,prompt_comparison,cost_scaling}.png`,
         `visuals/NAME/{pipeline.mmd,results.md,report.html}`
 
 Only the generations must be there. What else is missing is said in the report, and its chart is left out (one of
-an earlier report is removed, so that no picture shows what the page does not).
+an earlier report is removed, so that no picture shows what the page does not). Kinds of files that are not asked for
+stay as they are.
 """
 
 from __future__ import annotations
@@ -19,18 +21,18 @@ from mlx_distill.config import ReportConfig
 from mlx_distill.layout import ComparisonFolder, lock, write_text
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.report import findings
-from mlx_distill.report.cost import CostScaling, cost_scaling
-from mlx_distill.report.evidence import Evidence, read_evidence
+from mlx_distill.report.analysis import Analysis, analyse, headline, objective_finding, overall_means
+from mlx_distill.report.evidence import read_evidence
 from mlx_distill.report.flow import pipeline
 from mlx_distill.report.page import page
-from mlx_distill.report.scores import Scorecard, scorecards
+from mlx_distill.report.palette import LIGHT, THEMES, Theme
+from mlx_distill.report.rivals import with_rivals
 from mlx_distill.report.tables import results
-from mlx_distill.report.training import Course, course_of
 
 #: Raised when a change makes the same evidence give another report.
-CODE_FORMAT = 1
+CODE_FORMAT = 2
 
-CHARTS = ("training_curves", "model_scorecard", "prompt_comparison", "cost_scaling")
+CHARTS = ("objective", "training_curves", "model_scorecard", "prompt_comparison", "cost_scaling")
 
 
 @dataclass(frozen=True)
@@ -38,38 +40,65 @@ class ReportFiles:
     """What was written, and what it says.
 
     Attributes:
+        page: None where it was not asked for; so are the others.
         charts: Path of each chart that could be drawn, by name.
         scores: Overall mean by judge and contender.
+        passes: pass@1 by contender; empty where nothing was tested.
         unfinished: Answers that did not end by themselves, by contender.
         missing: What a full report would have beside this, in sentences.
     """
 
-    page: Path
-    results: Path
-    pipeline: Path
+    page: Path | None
+    results: Path | None
+    pipeline: Path | None
     charts: dict[str, Path]
     headline: str
     prompts: int
     scores: dict[str, dict[str, float]]
+    passes: dict[str, float]
     unfinished: dict[str, int]
     missing: tuple[str, ...]
+
+
+def inputs(config: ReportConfig) -> list[Path]:
+    """The files that decide what a report says, a run's own aside; those that may be missing only where they are."""
+    folder = ComparisonFolder(config.comparison)
+    found = [folder.generations, folder.verdicts, folder.record]
+    optional = [folder.outcomes, folder.duels, folder.held_out]
+    for other in map(ComparisonFolder, config.others):
+        optional += [other.generations, other.verdicts, other.record, other.outcomes, other.held_out]
+    return [*found, *(path for path in optional if path.exists())]
+
+
+def outputs(config: ReportConfig) -> list[Path]:
+    """The files beside the charts that a report is asked to write."""
+    folder = ComparisonFolder(config.comparison)
+    page = [folder.report] if "html" in config.kinds else []
+    return [*page, *([folder.results, folder.pipeline] if "md" in config.kinds else [])]
 
 
 def report(config: ReportConfig, progress: Progress = SILENT) -> ReportFiles:
     """Write the report of a comparison.
 
     Raises:
-        InputError: There are no answers yet, or a file is not what it claims to be.
+        InputError: There are no answers yet, a file is not what it claims to be, or a comparison that this one is set
+            against has no prompt in common with it.
         FolderError: Another process works in the folder.
         ResourceError: The disk is full.
     """
-    evidence = read_evidence(config.comparison)
+    evidence = with_rivals(read_evidence(config.comparison), config.others)
     folder = evidence.folder
-    cards, course, scaling = scorecards(evidence), course_of(evidence), cost_scaling(evidence)
-    with lock(folder.root), progress.task("Drawing the report", total=len(CHARTS) + 3, unit="files") as bar:
+    writes: dict[Path, Callable[[Analysis], str]] = {}
+    if "md" in config.kinds:
+        writes |= {folder.pipeline: pipeline, folder.results: results}
+    if "html" in config.kinds:
+        writes[folder.report] = page
+    names = CHARTS if "png" in config.kinds else ()
+    with lock(folder.root), progress.task("Drawing the report", total=len(names) + len(writes), unit="files") as bar:
+        analysis = analyse(evidence)
         charts: dict[str, Path] = {}
-        drawings = drawings_of(evidence, cards, course, scaling)
-        for name in CHARTS:
+        drawings = drawings_of(analysis, THEMES[config.theme])
+        for name in names:
             path = folder.chart(name)
             if name in drawings:
                 drawings[name](path)
@@ -77,48 +106,42 @@ def report(config: ReportConfig, progress: Progress = SILENT) -> ReportFiles:
             else:
                 path.unlink(missing_ok=True)
             bar.advance()
-        write_text(folder.pipeline, pipeline(evidence, cards))
-        bar.advance()
-        write_text(folder.results, results(evidence, cards, course, scaling))
-        bar.advance()
-        write_text(folder.report, page(evidence, cards, course, scaling))
-        bar.advance()
-    return _files(folder, evidence, cards, course, charts)
+        for path, text in writes.items():
+            write_text(path, text(analysis))
+            bar.advance()
+    return _files(folder, analysis, charts, set(writes))
 
 
-def drawings_of(
-    evidence: Evidence, cards: tuple[Scorecard, ...], course: Course | None, scaling: CostScaling | None
-) -> dict[str, Callable[[Path], None]]:
+def drawings_of(analysis: Analysis, theme: Theme = LIGHT) -> dict[str, Callable[[Path], None]]:
     """The charts for which there is something to draw, each as a function of the file to write."""
     from mlx_distill.report import charts
 
     drawings: dict[str, Callable[[Path], None]] = {}
-    scored = tuple(card for card in cards if card.overall)
+    evidence, course, scored = analysis.evidence, analysis.course, analysis.scored
+    if found := analysis.objective:
+        title = objective_finding(found)
+        drawings["objective"] = partial(charts.objective, results=found, evidence=evidence, title=title, theme=theme)
     if course and (course.steps or course.valid):
-        drawings["training_curves"] = partial(charts.training_curves, course=course, evidence=evidence)
+        drawings["training_curves"] = partial(charts.training_curves, course=course, evidence=evidence, theme=theme)
     if scored:
-        drawings["model_scorecard"] = partial(charts.model_scorecard, cards=scored, evidence=evidence)
-        drawings["prompt_comparison"] = partial(charts.prompt_comparison, cards=scored, evidence=evidence)
-    if scaling:
-        drawings["cost_scaling"] = partial(charts.cost_scaling, scaling=scaling)
+        drawings["model_scorecard"] = partial(charts.model_scorecard, cards=scored, evidence=evidence, theme=theme)
+        drawings["prompt_comparison"] = partial(charts.prompt_comparison, cards=scored, evidence=evidence, theme=theme)
+    if analysis.scaling:
+        drawings["cost_scaling"] = partial(charts.cost_scaling, scaling=analysis.scaling, theme=theme)
     return drawings
 
 
-def _files(
-    folder: ComparisonFolder,
-    evidence: Evidence,
-    cards: tuple[Scorecard, ...],
-    course: Course | None,
-    charts: dict[str, Path],
-) -> ReportFiles:
+def _files(folder: ComparisonFolder, analysis: Analysis, charts: dict[str, Path], written: set[Path]) -> ReportFiles:
+    evidence, objective = analysis.evidence, analysis.objective
     return ReportFiles(
-        page=folder.report,
-        results=folder.results,
-        pipeline=folder.pipeline,
+        page=folder.report if folder.report in written else None,
+        results=folder.results if folder.results in written else None,
+        pipeline=folder.pipeline if folder.pipeline in written else None,
         charts=charts,
-        headline=findings.headline(evidence, cards, course),
+        headline=headline(analysis),
         prompts=len(evidence.prompts),
-        scores={card.judge.spec: {c: mean.value for c, mean in card.overall.items()} for card in cards},
+        scores=overall_means(analysis.cards),
+        passes={c: tested.pass_1.value for c, tested in objective.contenders.items()} if objective else {},
         unfinished={c: cut for c, (cut, _) in findings.cut_counts(evidence).items()},
-        missing=tuple(note.text for note in findings.missing(evidence, cards, course)),
+        missing=tuple(note.text for note in analysis.missing),
     )

@@ -1,18 +1,19 @@
 """Verdicts added up: one scorecard a judge.
 
 Means are over the answers that a judge could score. A missing verdict is missing: it is counted, never taken
-for 0. There are no intervals here; with a handful of prompts none would be worth its name.
+for 0. Intervals are bootstraps over prompt families; with a handful of them there is none.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlx_distill.families import same_family
 from mlx_distill.judges.base import DIMENSIONS
 from mlx_distill.records import Verdict
 from mlx_distill.report.evidence import Evidence
+from mlx_distill.report.intervals import Estimate, estimate
 
 RUBRIC = "rubric"
 RUBRIC_LABEL = "a rubric, not a model's opinion"
@@ -26,11 +27,13 @@ class JudgeLabel:
         spec: As it was asked for.
         short: For a chart's corner.
         full: With what has to be known to weigh its word.
+        kin: Whether it is of the teacher's own family, and so may favour it and its students.
     """
 
     spec: str
     short: str
     full: str
+    kin: bool = False
 
     @property
     def is_rubric(self) -> bool:
@@ -39,35 +42,27 @@ class JudgeLabel:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean and over how many answers."""
-
-    value: float
-    n: int
-
-
-@dataclass(frozen=True)
 class Scorecard:
     """One judge's scores, added up.
 
     Attributes:
-        dimensions: Mean by dimension id and contender.
+        dimensions: Mean by dimension id and contender, without intervals.
         overall: Mean of the answers' overall scores by contender.
         prompts: Overall score by prompt id and contender.
         unread: Verdicts that could not be read.
         unjudged: Answers without any verdict of this judge.
-        paired: Prompts that base and distilled were both scored on.
-        paired_change: Mean difference distilled − base over those prompts.
+        change: distilled − base over the prompts that both were scored on.
+        dimension_changes: The same by dimension id.
     """
 
     judge: JudgeLabel
-    dimensions: dict[str, dict[str, Mean]]
-    overall: dict[str, Mean]
+    dimensions: dict[str, dict[str, Estimate]]
+    overall: dict[str, Estimate]
     prompts: dict[str, dict[str, float]]
     unread: tuple[Verdict, ...]
     unjudged: int
-    paired: int
-    paired_change: float | None
+    change: Estimate | None
+    dimension_changes: dict[str, Estimate]
 
     def overall_of(self, contender: str) -> float | None:
         """The overall mean of a contender, None where nothing of it was scored."""
@@ -76,8 +71,9 @@ class Scorecard:
 
 
 def scorecards(evidence: Evidence) -> tuple[Scorecard, ...]:
-    """One scorecard a judge; none where nothing was judged."""
-    return tuple(_scorecard(evidence, judge) for judge in evidence.judges)
+    """One scorecard a judge, none where nothing was judged: models first, of these the teacher's kin last."""
+    cards = (_scorecard(evidence, judge) for judge in evidence.judges)
+    return tuple(sorted(cards, key=lambda card: (card.judge.is_rubric, card.judge.kin)))
 
 
 def dimension_title(dimension: str) -> str:
@@ -94,31 +90,52 @@ def _scorecard(evidence: Evidence, judge: str) -> Scorecard:
         overall = verdict.overall
         assert overall is not None
         prompts.setdefault(verdict.prompt_id, {})[verdict.contender] = overall
-    pairs = [row["distilled"] - row["base"] for row in prompts.values() if {"base", "distilled"} <= row.keys()]
+    families = {p.id: p.family for p in evidence.prompts}
+    by_dimension: dict[str, dict[str, dict[str, float]]] = {}
+    for dimension in dict.fromkeys(known):
+        rows = by_dimension.setdefault(dimension, {})
+        for verdict in scored:
+            if dimension in verdict.scores:
+                rows.setdefault(verdict.prompt_id, {})[verdict.contender] = verdict.scores[dimension].score
+    changes = {d: paired_change(rows, families) for d, rows in by_dimension.items()}
     return Scorecard(
         judge=label(judge, evidence),
-        dimensions={
-            d: _means(evidence, ((v.contender, v.scores[d].score) for v in scored if d in v.scores))
-            for d in dict.fromkeys(known)
-        },
-        overall=_means(evidence, ((c, value) for row in prompts.values() for c, value in row.items())),
+        dimensions={d: _means(rows, evidence, {}) for d, rows in by_dimension.items()},
+        overall=_means(prompts, evidence, families),
         prompts={p.id: prompts[p.id] for p in evidence.prompts if p.id in prompts},
         unread=tuple(v for v in verdicts if not v.scores),
         unjudged=len(evidence.generations) - len(verdicts),
-        paired=len(pairs),
-        paired_change=sum(pairs) / len(pairs) if pairs else None,
+        change=paired_change(prompts, families),
+        dimension_changes={d: change for d, change in changes.items() if change},
     )
 
 
-def _means(evidence: Evidence, values: Iterable[tuple[str, float]]) -> dict[str, Mean]:
-    by_contender: dict[str, list[float]] = {}
-    for contender, value in values:
-        by_contender.setdefault(contender, []).append(value)
-    return {
-        c: Mean(sum(by_contender[c]) / len(by_contender[c]), len(by_contender[c]))
-        for c in evidence.contenders
-        if c in by_contender
-    }
+def paired_change(
+    rows: Mapping[str, Mapping[str, float]],
+    families: Mapping[str, str],
+    contender: str = "distilled",
+    other: str = "base",
+) -> Estimate | None:
+    """The mean difference of two contenders' scores over the prompts that both were scored on.
+
+    Args:
+        rows: Scores by prompt id and contender.
+        families: Of the prompts, by id.
+    """
+    both = [(name, row[contender] - row[other]) for name, row in rows.items() if {contender, other} <= row.keys()]
+    return estimate([change for _, change in both], [families[name] for name, _ in both])
+
+
+def _means(
+    rows: Mapping[str, Mapping[str, float]], evidence: Evidence, families: Mapping[str, str]
+) -> dict[str, Estimate]:
+    means = {}
+    for contender in evidence.contenders:
+        own = [(name, row[contender]) for name, row in rows.items() if contender in row]
+        # Without families all are of one, of which there is no interval: nobody asks for those of single dimensions.
+        if mean := estimate([value for _, value in own], [families.get(name) for name, _ in own]):
+            means[contender] = mean
+    return means
 
 
 def label(judge: str, evidence: Evidence) -> JudgeLabel:
@@ -131,12 +148,6 @@ def label(judge: str, evidence: Evidence) -> JudgeLabel:
         teachers.add(evidence.teacher)
     if evidence.manifest:
         teachers.update(evidence.manifest.teacher_models)
-    kin = bool(_family(model)) and _family(model) in {_family(t.partition(":")[2] or t) for t in teachers if t}
+    kin = any(same_family(judge, teacher) for teacher in teachers if teacher)
     relation = "a model's opinion, of the teacher's own family" if kin else "a model's opinion"
-    return JudgeLabel(judge, model, f"{model} ({relation})")
-
-
-def _family(model: str) -> str:
-    """ "claude-opus-4-6" and "claude-sonnet-5-5" are of one family, "claude"."""
-    match = re.match(r"[a-z]+", model.rsplit("/", 1)[-1].lower())
-    return match.group() if match else ""
+    return JudgeLabel(judge, model, f"{model} ({relation})", kin)

@@ -38,6 +38,9 @@ def settings_of(evidence: Evidence) -> list[tuple[str, str]]:
         penalised = record.repetition_penalty != 1
         rows += [
             ("Held-out prompts", f"{record.prompts or 'file'} (SHA-256 {record.prompts_sha256[:12]}…)"),
+            ("Tasks", ", ".join(record.evals) or None),
+            ("Answers of a local model to a prompt", count(record.samples) if record.samples > 1 else None),
+            ("Temperature", f"{record.temperature:g}, seed {record.seed}" if record.temperature else "0 (greedy)"),
             ("Token budget of an answer", count(record.max_tokens)),
             ("Repetition penalty", f"{record.repetition_penalty:g}, local models alike" if penalised else None),
             ("Compared on", record.device),

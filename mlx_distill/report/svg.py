@@ -5,6 +5,7 @@ Only presentation attributes and classes are used: the page's policy refuses inl
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,9 +76,31 @@ def line_chart(
                 # Where the line rises, there is room below its start.
                 offset = 20 if last[1] > first[1] else -11
                 parts.append(_value(first, x_scale, y_scale, show(first[1]), anchor="start", offset=offset))
-    return Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, title, Markup("").join(parts)
+    parts.append(Markup('<line class="cursor" x1="0" x2="0" y1="{}" y2="{}" visibility="hidden"/>').format(
+        TOP, HEIGHT - BOTTOM))  # fmt: skip
+    return Markup('<svg class="curve" viewBox="0 0 {} {}" role="img" aria-label="{}" data-points="{}">{}</svg>').format(
+        WIDTH, HEIGHT, _spoken(title, series, show), _readings(series, x_scale, show), Markup("").join(parts)
     )
+
+
+def _spoken(title: str, series: Sequence[Series], show: Callable[[float], str]) -> str:
+    """The chart in a sentence a line: where each begins and ends."""
+    lines = (
+        f"{line.name} from {show(line.points[0][1])} at step {line.points[0][0]:g} to {show(line.points[-1][1])} "
+        f"at step {line.points[-1][0]:g}"
+        for line in series
+    )
+    return f"{title}: {'; '.join(lines)}."
+
+
+def _readings(series: Sequence[Series], x_scale: _Scale, show: Callable[[float], str]) -> str:
+    """What the page's script says at each step: [[x in the drawing, text], …] as JSON."""
+    said: dict[float, list[str]] = {}
+    for line in series:
+        for x, y in thin(line.points):
+            said.setdefault(x, []).append(f"{line.name} {show(y)}")
+    readings = [[round(x_scale(x), 1), f"step {x:,.0f}: {', '.join(said[x])}"] for x in sorted(said)]
+    return json.dumps(readings, ensure_ascii=False, separators=(",", ":"))
 
 
 def _value(point: Point, x_scale: _Scale, y_scale: _Scale, text: str, *, anchor: str, offset: int) -> Markup:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlx_distill.stats import Interval
 
 #: What marks the contenders in every text, in the order in which they are shown.
 CONTENDER_TITLES: dict[str, str] = {"base": "Base", "distilled": "Distilled", "teacher": "Teacher"}
@@ -26,6 +31,44 @@ def change(value: float | None) -> str:
     if value is None:
         return "–"
     return "±0.0" if abs(value) < 0.05 else f"{value:+.1f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference of two means of scores, as exactly as its interval is told."""
+    if value is None:
+        return "–"
+    return "±0.00" if abs(value) < 0.005 else f"{value:+.2f}".replace("-", "−")
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares, in percentage points."""
+    if value is None:
+        return "–"
+    return "±0.0" if abs(value) < 0.0005 else f"{value * 100:+.1f}".replace("-", "−")
+
+
+def ratio(value: float | None) -> str:
+    """A coefficient from −1 to 1."""
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def nats(value: float | None) -> str:
+    """A difference of two losses, in nats a token."""
+    if value is None:
+        return "–"
+    return "±0.000" if abs(value) < 0.0005 else f"{value:+.3f}".replace("-", "−")
+
+
+def perplexity(value: float | None) -> str:
+    """A perplexity; one that is beyond all numbers says so."""
+    if value is None:
+        return "–"
+    return f"{value:,.2f}" if value < 1e6 else "over a million"
+
+
+def span(interval: Interval | None, show: Callable[[float | None], str]) -> str:
+    """ "+1.2 to +2.8"; a dash where no interval is known."""
+    return "–" if interval is None else f"{show(interval.low)} to {show(interval.high)}"
 
 
 def percent(share: float | None) -> str:

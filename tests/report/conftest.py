@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,14 @@ from mlx_distill.records import (
     Usage,
     Verdict,
 )
-from mlx_distill.report.cost import cost_scaling
+from mlx_distill.report.analysis import analyse
 from mlx_distill.report.evidence import read_evidence
-from mlx_distill.report.findings import missing
 from mlx_distill.report.flow import pipeline
 from mlx_distill.report.page import page
 from mlx_distill.report.run import drawings_of
-from mlx_distill.report.scores import scorecards
 from mlx_distill.report.tables import results
-from mlx_distill.report.training import course_of
 from mlx_distill.run_records import MetricRow, RunRecord, SplitSummary
+from mlx_distill.scores import Duel, HeldOutLoss, Outcome, ScoredAnswer
 
 DIMENSIONS = ("correctness", "structure", "documentation", "error_handling", "completeness")
 CONTENDERS = ("teacher", "base", "distilled")
@@ -44,6 +43,12 @@ class Project:
     Attributes:
         answers: Text by (prompt id, contender), where it is not the usual one; None leaves the answer out.
         cut: (prompt id, contender) of answers that were cut.
+        tested: How many of the prompts are tasks with hidden tests, of `families` families in turn.
+        passes: By contender, whether its answer to the task of a number passes, by sample.
+        samples: Answers of the local models to each prompt.
+        duels: Judges that saw base and distilled side by side, and what each prefers: by prompt number, the winner
+            where distilled is seen first, and where base is.
+        held_out: Nats of each held-out row by contender; every row has 10 tokens more than the one before.
         scores: Base score by contender; half the prompt's number modulo 4 is added.
     """
 
@@ -55,6 +60,18 @@ class Project:
     answers: dict[tuple[str, str], str | None] = field(default_factory=dict)
     cut: set[tuple[str, str]] = field(default_factory=set)
     scores: dict[str, float] = field(default_factory=lambda: {"base": 3.0, "distilled": 5.0, "teacher": 8.0})
+    tested: int = 0
+    families: int = 6
+    passes: dict[str, Callable[[int, int], bool]] = field(
+        default_factory=lambda: {
+            "base": lambda number, _sample: number % 3 == 0,
+            "distilled": lambda number, _sample: number % 3 != 1,
+            "teacher": lambda number, _sample: True,
+        }
+    )
+    samples: int = 1
+    duels: dict[str, Callable[[int], tuple[str | None, str | None]]] = field(default_factory=dict)
+    held_out: dict[str, list[float]] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     cost_usd: float = 0.0
     splits: tuple[str, ...] = ("train", "valid", "test")
@@ -76,15 +93,16 @@ class Project:
         rows = []
         for number in range(self.prompts):
             prompt = Prompt(id=f"task-{number}", family=f"task-{number}", text=f"Write `double`, number {number}.")
-            for contender in self.contenders:
+            for contender, sample in product(self.contenders, range(self.samples)):
                 text = self.answers.get((prompt.id, contender), ANSWER)
-                if text is None:
+                if text is None or (sample and contender == "teacher"):
                     continue
                 cut = (prompt.id, contender) in self.cut
                 rows.append(
                     Generation(
                         prompt=prompt,
                         contender=contender,
+                        sample=sample,
                         model=f"{contender}-model",
                         text=text,
                         stop="length" if cut else "end",
@@ -99,7 +117,11 @@ class Project:
         rows = []
         for judge in self.judges:
             for generation in self.generations():
-                value = self.scores[generation.contender] + 0.5 * (int(generation.prompt.id.removeprefix("task-")) % 4)
+                if generation.sample:
+                    continue
+                value = self.scores.get(generation.contender, 4.0) + 0.5 * (
+                    int(generation.prompt.id.removeprefix("task-")) % 4
+                )
                 scores = {
                     d: DimensionScore(score=value + 0.1 * i, rationale=f"Why {d} is so.")
                     for i, d in enumerate(DIMENSIONS)
@@ -114,6 +136,59 @@ class Project:
                     )
                 )
         return rows
+
+    def outcomes(self) -> list[ScoredAnswer]:
+        rows = []
+        for generation in self.generations():
+            number = int(generation.prompt.id.removeprefix("task-"))
+            if number >= self.tested:
+                continue
+            passed = self.passes.get(generation.contender, self.passes["base"])(number, generation.sample)
+            rows.append(
+                ScoredAnswer(
+                    contender=generation.contender,
+                    sample=generation.sample,
+                    answer_sha256=generation.answer_sha256,
+                    task_sha256=f"{number:064d}",
+                    family=f"family-{number % self.families}",
+                    difficulty="easy" if number % 4 < 2 else "medium",
+                    objective=True,
+                    outcome=Outcome(
+                        task_id=generation.prompt.id,
+                        outcome="passed" if passed else "timeout" if number % 5 == 0 else "failed",
+                        detail="All tests passed." if passed else f"assert double({number}) == {2 * number}",
+                        parses=True,
+                        tests=4,
+                        tests_passed=4 if passed else 1,
+                        isolation="process",
+                    ),
+                )
+            )
+        return rows
+
+    def duel_rows(self) -> list[Duel]:
+        shown = {(g.prompt.id, g.contender): g.answer_sha256 for g in self.generations() if g.sample == 0}
+        rows = []
+        for judge, says in self.duels.items():
+            for number in range(self.prompts):
+                prompt = f"task-{number}"
+                for (first, second), winner in zip(
+                    (("distilled", "base"), ("base", "distilled")), says(number), strict=True
+                ):
+                    hashes = {"first_sha256": shown[prompt, first], "second_sha256": shown[prompt, second]}
+                    problem = "not JSON" if winner is None else None
+                    rows.append(
+                        Duel(prompt_id=prompt, judge=judge, first=first, second=second, winner=winner,
+                             problem=problem, **hashes)
+                    )  # fmt: skip
+        return rows
+
+    def losses(self) -> list[HeldOutLoss]:
+        return [
+            HeldOutLoss(row_sha256=f"{n:064d}", contender=c, model=f"{c}-model", nll=nll, tokens=10 * (n + 1))
+            for c, values in self.held_out.items()
+            for n, nll in enumerate(values)
+        ]
 
     def metrics(self) -> list[MetricRow]:
         def row(kind: str, step: int, epoch: float, loss: float, accuracy: float, tokens: int = 100) -> MetricRow:
@@ -189,6 +264,11 @@ class Project:
             append_row(folder.generations, generation)
         for verdict in self.verdicts():
             append_row(folder.verdicts, verdict)
+        for path, rows in (
+            (folder.outcomes, self.outcomes()), (folder.duels, self.duel_rows()), (folder.held_out, self.losses())
+        ):  # fmt: skip
+            for row in rows:
+                append_row(path, row)
         if self.with_record:
             record = ComparisonRecord(
                 name="demo",
@@ -198,6 +278,10 @@ class Project:
                 models={c: f"{c}-model" for c in self.contenders},
                 prompts="data/prompts/heldout.toml",
                 prompts_sha256="0" * 64,
+                evals=("builtin",) if self.tested else (),
+                tasks_sha256={f"task-{n}": f"{n:064d}" for n in range(self.tested)},
+                samples=self.samples,
+                temperature=0.8 if self.samples > 1 else 0.0,
                 max_tokens=64,
                 device="cpu",
                 tokens_per_second={"base": 41.5},
@@ -237,14 +321,13 @@ def read() -> Callable[[Project], Texts]:
     """Write a project and say what its report says."""
 
     def texts(made: Project) -> Texts:
-        evidence = read_evidence(made.write())
-        cards, course, scaling = scorecards(evidence), course_of(evidence), cost_scaling(evidence)
+        analysis = analyse(read_evidence(made.write()))
         return Texts(
-            page(evidence, cards, course, scaling),
-            results(evidence, cards, course, scaling),
-            pipeline(evidence, cards),
-            tuple(note.text for note in missing(evidence, cards, course)),
-            set(drawings_of(evidence, cards, course, scaling)),
+            page(analysis),
+            results(analysis),
+            pipeline(analysis),
+            tuple(note.text for note in analysis.missing),
+            set(drawings_of(analysis)),
         )
 
     return texts

@@ -7,6 +7,15 @@ is reduced to ASCII, since the font that ships with matplotlib does not know eve
 from mlx_distill.report.charts.bench import Bar, bench_bars
 from mlx_distill.report.charts.cost import cost_scaling
 from mlx_distill.report.charts.course import training_curves
+from mlx_distill.report.charts.outcomes import objective
 from mlx_distill.report.charts.scores import model_scorecard, prompt_comparison
 
-__all__ = ["Bar", "bench_bars", "cost_scaling", "model_scorecard", "prompt_comparison", "training_curves"]
+__all__ = [
+    "Bar",
+    "bench_bars",
+    "cost_scaling",
+    "model_scorecard",
+    "objective",
+    "prompt_comparison",
+    "training_curves",
+]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_distill.report.charts.sheet import Sheet, style
-from mlx_distill.report.palette import TEXT, ink
+from mlx_distill.report.palette import LIGHT, ink
 from mlx_distill.report.wording import plain
 
 
@@ -37,7 +37,7 @@ def bench_bars(path: Path, bars: Sequence[Bar], *, title: str, subtitle: str, fo
         reach = [[bar.speed[0] - bar.speed[1] for bar in bars], [bar.speed[2] - bar.speed[0] for bar in bars]]
         ends = [bar.speed[2] for bar in bars]
         _panel(left, names, medians, colours, "Real tokens a second", [f"{value:,.0f}" for value in medians], ends)
-        left.errorbar(medians, range(len(bars)), xerr=reach, fmt="none", ecolor=TEXT, elinewidth=1.4, capsize=4)
+        left.errorbar(medians, range(len(bars)), xerr=reach, fmt="none", ecolor=LIGHT.text, elinewidth=1.4, capsize=4)
         sizes = [bar.memory / 1e9 for bar in bars]
         _panel(
             right, names, sizes, colours, "Peak memory of the process, GB", [f"{value:.2f}" for value in sizes], sizes

@@ -1,27 +1,19 @@
-"use strict";
 (() => {
-  const root = document.documentElement;
-
-  // Light or dark: the system's choice until the reader makes one.
-  const theme = document.getElementById("theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const label = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
-  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; label(); });
-  system.addEventListener("change", label);
-  theme.hidden = false;
-  label();
-
-  // Long answers start folded, all contenders of a prompt together. Without this script they are whole.
-  for (const article of document.querySelectorAll(".case")) {
+  // Long answers start cut off, all contenders of a prompt together, once they are seen. Without this script they
+  // are whole.
+  const folded = new WeakSet();
+  const fold = (article) => {
+    if (folded.has(article)) return;
+    folded.add(article);
     const bodies = [...article.querySelectorAll(".body")];
     const button = article.querySelector(".more");
     bodies.forEach((body) => body.classList.add("folded"));
-    if (!bodies.some((body) => body.scrollHeight > body.clientHeight + 8)) {
+    const short = bodies.map((body) => body.scrollHeight <= body.clientHeight + 8);
+    if (short.every(Boolean)) {
       bodies.forEach((body) => body.classList.remove("folded"));
-      continue;
+      return;
     }
-    bodies.forEach((body) => body.classList.toggle("short", body.scrollHeight <= body.clientHeight + 8));
+    bodies.forEach((body, at) => body.classList.toggle("short", short[at]));
     button.hidden = false;
     button.addEventListener("click", () => {
       const open = button.getAttribute("aria-expanded") !== "true";
@@ -30,7 +22,19 @@
       bodies.forEach((body) => body.classList.toggle("folded", !open));
       if (!open) article.scrollIntoView({ block: "start" });
     });
+  };
+  for (const details of document.querySelectorAll(".case > details")) {
+    if (details.open) fold(details.parentElement);
+    details.addEventListener("toggle", () => { if (details.open) fold(details.parentElement); });
   }
+
+  // A link to a prompt opens its answers.
+  const show = () => {
+    const article = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (article?.classList.contains("case")) article.querySelector("details").open = true;
+  };
+  addEventListener("hashchange", show);
+  show();
 
   // Copying needs a secure context in some browsers; where it is refused the text is selected instead.
   for (const button of document.querySelectorAll(".copy")) {
@@ -48,10 +52,10 @@
     });
   }
 
-  // On paper every rationale is open.
+  // On paper all answers and reasons are open; what changed is a control of the screen.
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
+    closed = [...document.querySelectorAll("details:not([open]):not(.diff)")];
     closed.forEach((details) => { details.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));

@@ -1,0 +1,36 @@
+"""How far several judges agree on the same answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlx_distill.report.scores import JudgeLabel, Scorecard
+from mlx_distill.stats import krippendorff_alpha
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """Several judges on the same answers.
+
+    Attributes:
+        alpha: Krippendorff's, of the overall scores as intervals: 1 is agreement, 0 what chance would give.
+        answers: That more than one judge scored.
+    """
+
+    judges: tuple[JudgeLabel, ...]
+    alpha: float | None
+    answers: int
+
+
+def consensus_of(cards: Sequence[Scorecard]) -> Consensus | None:
+    """What the judges have in common; None where fewer than two scored anything."""
+    scored = [card for card in cards if card.overall]
+    if len(scored) < 2:
+        return None
+    answers = sorted({(prompt, c) for card in scored for prompt, row in card.prompts.items() for c in row})
+    ratings = [[card.prompts.get(prompt, {}).get(c, math.nan) for prompt, c in answers] for card in scored]
+    shared = sum(sum(not math.isnan(own[at]) for own in ratings) > 1 for at in range(len(answers)))
+    alpha = krippendorff_alpha(ratings, level="interval")
+    return Consensus(tuple(card.judge for card in scored), alpha, shared)
