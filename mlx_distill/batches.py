@@ -58,7 +58,7 @@ class TeacherBuckets:
     @property
     def has_rest(self) -> bool:
         """Whether there are words beside those named."""
-        return self.log_probs.shape[1] > self.ids.shape[1]
+        return bool(self.log_probs.shape[1] > self.ids.shape[1])
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class ComparisonFolder:
         return self.root / "pipeline.mmd"
 
     def chart(self, name: str) -> Path:
-        """The picture of a chart: training_curves, model_scorecard, prompt_comparison, cost_scaling."""
+        """The picture of a chart: training_curves, objective, model_scorecard, prompt_comparison, cost_scaling."""
         return self.root / f"{name}.png"
 
 

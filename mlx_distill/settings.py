@@ -1,6 +1,6 @@
 """Groups of settings: typed, frozen, and with one clear sentence for each mistake made in them.
 
-What can be set is in `config.py`; this is how it is checked, whether it comes from a flag or from a recipe.
+What can be set is in `config`; this is how it is checked, whether it comes from a flag or from a recipe.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def _mistakes(model: type[Settings], error: ValidationError) -> dict[str, str]:
             sentences[key] += f" or {_must_be(dict(problem)).removeprefix('must be ')}"
         else:
             # A mistake that no key is to blame for, such as two that exclude each other, says itself what it is about.
-            start = f"{key} = {_as_written(problem['input'])}: " if key else ""
+            of_all = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)
+            start = (f"{key}: " if of_all else f"{key} = {_as_written(problem['input'])}: ") if key else ""
             sentences[key] = start + _must_be(dict(problem))
     return sentences
 

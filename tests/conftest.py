@@ -22,11 +22,16 @@ import pytest
 
 # Before a command that is called in this process leaves torch out of it: other tests need it.
 import transformers  # noqa: F401
+from hypothesis import settings
 
 # Before any test imports MLX: it loads the fast BLAS. Without it, the real model takes ten times as long.
 import mlx_distill.backends.mlx  # noqa: F401
 from mlx_distill.models.resolve import resolve
 from tests.tiny import make_tiny_model
+
+# How long an example takes is a matter of what else the machine does.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

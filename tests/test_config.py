@@ -54,6 +54,14 @@ def fields() -> Iterator[tuple[str, FieldInfo]]:
 FIELDS = dict(fields())
 
 
+#: Keys that are of use only with others.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "train.distill": {"train.teacher_logits": "logits"},
+    "train.teacher_logits": {"train.distill": "jsd"},
+    "compare.samples": {"compare.temperature": 0.5},
+}
+
+
 def other_value(key: str, field: FieldInfo) -> Any:
     """A value that the field may have, and does not have by itself, as JSON has it."""
     if key == "collect.batch_orphan":
@@ -62,6 +70,8 @@ def other_value(key: str, field: FieldInfo) -> Any:
         return 1.25
     if key == "train.memory_limit":
         return "6.5GB"
+    if key == "report.only":
+        return "md,png"
     kind = next(kind for kind in kinds_of(field.annotation) if kind is not NoneType)
     if get_origin(kind) is Literal:
         return get_args(kind)[-1]
@@ -98,7 +108,8 @@ def test_there_are_settings_to_walk() -> None:
 @pytest.mark.parametrize("key", FIELDS)
 def test_every_key_can_be_set_on_the_command_line(recipe_file: Path, key: str) -> None:
     value = other_value(key, FIELDS[key])
-    assert at(load_recipe(recipe_file, [f"{key}={json.dumps(value)}"]), key) == value
+    overrides = [f"{k}={json.dumps(v)}" for k, v in {key: value, **TOGETHER.get(key, {})}.items()]
+    assert at(load_recipe(recipe_file, overrides), key) == value
 
 
 @pytest.mark.parametrize("key", FIELDS)
@@ -107,6 +118,7 @@ def test_every_key_can_be_set_in_a_recipe(tmp_path: Path, key: str) -> None:
     path = tmp_path / "recipe.toml"
     # Dotted keys at the top, so that the recipe's own sections can follow only where they do not clash.
     tree = {"name": "mine", "prompts.file": "p", "collect.teacher": "recorded:a", "compare.prompts": "h", key: value}
+    tree |= TOGETHER.get(key, {})
     path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in tree.items()), encoding="utf-8")
     assert at(load_recipe(path), key) == value
 
@@ -114,7 +126,7 @@ def test_every_key_can_be_set_in_a_recipe(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("key", [key for key in FIELDS if str in kinds_of(FIELDS[key].annotation)])
 @pytest.mark.parametrize("text", ["a b", "it's", 'say "hi"', "a = b", "x#y", "[1", "ü 漢 🙂", "tab\there", "a\nb = 3"])
 def test_text_without_quotes_is_taken_as_it_is(recipe_file: Path, key: str, text: str) -> None:
-    if key in ("name", "collect.batch_orphan", "train.memory_limit"):
+    if key in ("name", "collect.batch_orphan", "train.memory_limit", "report.only"):
         assert "must be of the form" in refused(recipe_file, f"{key}={text}")
     else:
         assert at(load_recipe(recipe_file, [f"{key}={text}"]), key) == text
@@ -240,7 +252,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text("", encoding="utf-8")
     assert refused(path) == (
-        "name is required; prompts.file is required; collect.teacher is required; compare.prompts is required."
+        "name is required; prompts.file is required; collect.teacher is required; "
+        "compare: nothing is asked: give prompts, eval, or both."
     )
 
 
@@ -349,12 +362,12 @@ def test_every_setting_is_described(key: str) -> None:
 
 
 def test_no_default_is_written_twice() -> None:
-    """Outside of config.py no parameter or attribute named as a setting has a number or text of its own."""
+    """Outside of config/ no parameter or attribute named as a setting has a number or text of its own."""
     given = {key: field.default for key, field in FIELDS.items() if not field.is_required()}
     names = {key.rpartition(".")[2] for key, default in given.items() if default not in (None, True, False)}
     twice = []
     for path in sorted(Path(mlx_distill.__file__).parent.rglob("*.py")):
-        if path.name == "config.py":
+        if path.parent.name == "config":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.arguments):

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from mlx_distill import fuse, layout, prompts
-from mlx_distill.compare import run as compare
 from mlx_distill.cli.main import main
 from mlx_distill.collect import run as collecting
+from mlx_distill.compare import run as compare
 from mlx_distill.errors import ConfigError, FolderError, InputError, OccupiedError, TeacherError
 from mlx_distill.judges import run as judging
 from mlx_distill.models.folder import fingerprint

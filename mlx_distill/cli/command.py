@@ -1,6 +1,6 @@
 """Turns a settings model and a function into a click command.
 
-Flags come from the fields of the settings (see `config.py`); their values are checked by the settings
+Flags come from the fields of the settings (see `config`); their values are checked by the settings
 themselves. Errors of ours become one message and exit code 1; Ctrl-C becomes 130 with what was kept.
 """
 

@@ -12,12 +12,12 @@ from mlx_distill.progress import Progress
     LogitsConfig,
     examples="""
     mlx-distill logits --data data/mine --teacher mlx:Qwen/Qwen2.5-7B-Instruct
-    mlx-distill train --data data/mine --run adapters/mine --distill forward-kl --teacher-logits data/mine/logits/...
+    mlx-distill logits --data data/mine --teacher smollm2-135m --top-k 32 --out data/mine/logits/small
     """,
     keeps="Every finished row was kept; the same command goes on from there.",
 )
 def command(config: LogitsConfig, progress: Progress) -> Summary:
-    """Write what a local teacher says at every position of a data set, for a student to learn its distribution.
+    """Write a local teacher's distribution over a data set, for a student to learn with  train --distill.
 
     Teacher and student have the same tokenizer, and are never in memory together.
     """

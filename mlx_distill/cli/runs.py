@@ -95,7 +95,9 @@ def _results(entries: Sequence[RunEntry]) -> list[Column]:
             [
                 column(
                     "divergence",
-                    lambda e: _UNKNOWN if e.divergence is None else f"{loss(e.first_divergence)} → {loss(e.divergence)}",
+                    lambda e: (
+                        _UNKNOWN if e.divergence is None else f"{loss(e.first_divergence)} → {loss(e.divergence)}"
+                    ),
                 )
             ]
             if any(entry.divergence is not None for entry in entries)

@@ -1,1 +1,1 @@
-"""The step `compare`: what teacher, base, distilled student and others answer, and what tests make of it."""
+"""What teacher, base, distilled student and others answer, and what tests make of it."""

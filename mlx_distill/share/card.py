@@ -109,8 +109,8 @@ def _scorecard(card: Scorecard, scores: Scores, run: RunRecord) -> Iterable[str]
         f"`{_cell(PurePath(scores.record.prompts).name)}`" if scores.record and scores.record.prompts else "held out"
     )
     yield (
-        f"{scores.prompts} prompts ({prompts}) of {card.families} families; intervals are expanded percentile bootstraps "
-        f"(10,000 draws) in which whole families are drawn.{few}{unread}"
+        f"{scores.prompts} prompts ({prompts}) of {card.families} families; intervals are expanded percentile "
+        f"bootstraps (10,000 draws) in which whole families are drawn.{few}{unread}"
     )
 
 

@@ -28,7 +28,7 @@ class LogitTeacher:
         ModelError: It does not load.
     """
 
-    def __init__(self, folder: Path, *, dtype: str = "auto") -> None:
+    def __init__(self, folder: Path, *, dtype: str) -> None:
         device.prepare_memory()
         self._model, _ = load_frozen(folder, dtype=dtype)
         self._model.eval()
