@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mlx_distill.stats import Interval, bootstrap_interval, paired_difference, share_interval
+from mlx_distill.stats import Interval, bootstrap_interval, paired_difference, share_difference_interval, share_interval
 from mlx_distill.stats.intervals import Grouping, _t_quantile, expanded_tail
 
 
@@ -188,3 +188,21 @@ def test_a_key_without_a_group_is_refused() -> None:
     assert paired_difference({"p": 1.0}, {"q": 2.0}, {}) is None
     with pytest.raises(ValueError, match="not finite"):
         paired_difference({"p": 1.0, "q": math.inf}, {"p": 1.0, "q": 2.0}, {"p": 0, "q": 1})
+
+
+@pytest.mark.parametrize("groups", [2, 8, 15, 94])
+def test_pairs_none_of_which_differ_are_not_known_to_be_alike(groups: int) -> None:
+    """As many trials without a success: 1 − 0.025^(1/n), which for 15 is 21.8 points (Clopper-Pearson)."""
+    found = share_difference_interval([0.0] * 2 * groups, groups=[at % groups for at in range(2 * groups)])
+    assert found is not None
+    assert (found.mean, found.groups) == (0, groups)
+    assert found.high == -found.low == pytest.approx(1 - 0.025 ** (1 / groups))
+    one = share_difference_interval([1.0] + [0.0] * (2 * groups - 1), groups=[at % groups for at in range(2 * groups)])
+    plain = bootstrap_interval([1.0] + [0.0] * (2 * groups - 1), groups=[at % groups for at in range(2 * groups)])
+    assert one == plain
+
+
+def test_a_difference_of_shares_is_at_most_one() -> None:
+    with pytest.raises(ValueError, match="below -1 or above 1"):
+        share_difference_interval([0.5, 1.5])
+    assert share_difference_interval([0.0], groups=["one"]) is None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from mlx_distill.stats import Interval, bootstrap_interval, share_interval
+from mlx_distill.stats import Interval, bootstrap_interval, share_difference_interval, share_interval
 
 #: Fewer groups than these say too little of how much they vary: no interval is given.
 FEWEST_GROUPS = 5
@@ -33,15 +34,20 @@ class Estimate:
         return None if self.interval is None else not self.interval.spans_zero
 
 
-def estimate(values: Sequence[float], groups: Sequence[Hashable], *, share: bool = False) -> Estimate | None:
+#: Of what the values are: any numbers; shares from 0 to 1, such as what passed; differences of such.
+Kind = Literal["any", "share", "share difference"]
+
+_INTERVALS = {"any": bootstrap_interval, "share": share_interval, "share difference": share_difference_interval}
+
+
+def estimate(values: Sequence[float], groups: Sequence[Hashable], *, kind: Kind = "any") -> Estimate | None:
     """The mean of values with its 95 % interval, whole groups drawn with replacement; None of no values.
 
     Args:
-        share: Whether the values are shares from 0 to 1, such as what passed: of all or nothing, too, an end is open.
+        kind: Of shares all or nothing, and of pairs none of which differ, an end is open all the same.
     """
     if not values:
         return None
     count = len(set(groups))
-    bootstrap = share_interval if share else bootstrap_interval
-    interval = bootstrap(values, groups=groups) if count >= FEWEST_GROUPS else None
+    interval = _INTERVALS[kind](values, groups=groups) if count >= FEWEST_GROUPS else None
     return Estimate(sum(values) / len(values), len(values), count, interval)

@@ -131,7 +131,8 @@ def objective_of(evidence: Evidence) -> Objective | None:
 def paired_change(tasks: Sequence[Task], contender: str, other: str) -> Estimate | None:
     """pass@1 of one contender − that of another, over the tasks that both have results for."""
     both = [task for task in tasks if {contender, other} <= task.counts.keys()]
-    return estimate([task.rate(contender) - task.rate(other) for task in both], [task.family for task in both])
+    changes = [task.rate(contender) - task.rate(other) for task in both]
+    return estimate(changes, [task.family for task in both], kind="share difference")
 
 
 def _tasks(rows: Sequence[ScoredAnswer]) -> tuple[Task, ...]:
@@ -153,10 +154,10 @@ def _tested(
     own = [task for task in tasks if contender in task.counts]
     counts = [task.counts[contender] for task in own]
     families = [task.family for task in own]
-    pass_1 = estimate([pass_at_k(n, c, 1) for n, c in counts], families, share=True)
+    pass_1 = estimate([pass_at_k(n, c, 1) for n, c in counts], families, kind="share")
     assert pass_1 is not None
     pass_k = None
-    if k is not None and (spread := estimate([pass_at_k(n, c, k) for n, c in counts], families, share=True)):
+    if k is not None and (spread := estimate([pass_at_k(n, c, k) for n, c in counts], families, kind="share")):
         pass_k = Estimate(mean_pass_at_k(counts, k), spread.n, spread.groups, spread.interval)
     scored = [row for row in rows if row.contender == contender]
     texts = [answers[row.outcome.task_id, contender, row.sample] for row in scored]
@@ -180,7 +181,7 @@ def _groups(names: Mapping[str, str], tasks: Sequence[Task], contenders: Sequenc
         means = {}
         for contender in contenders:
             own = [task for task in members if contender in task.counts]
-            if mean := estimate([task.rate(contender) for task in own], [task.family for task in own], share=True):
+            if mean := estimate([task.rate(contender) for task in own], [task.family for task in own], kind="share"):
                 means[contender] = mean
         groups[name] = Group(len(members), means, paired_change(members, "distilled", "base"))
     return groups

@@ -74,7 +74,7 @@ def _pairing(evidence: Evidence, judge: str, contender: str, opponent: str, duel
         ties=values.count(0.5),
         losses=values.count(0.0),
         unread=len(by_prompt) - len(whole),
-        rate=estimate(values, groups, share=True),
+        rate=estimate(values, groups, kind="share"),
         controlled=_estimate(length_controlled_win_rate(values, lengths, groups))
         if len(set(groups)) >= FEWEST_GROUPS
         else None,

@@ -5,7 +5,13 @@ measurement at all (not finite, of unequal number) is a ValueError.
 """
 
 from mlx_distill.stats.duels import Choice, flip_rate, length_controlled_win_rate, position_bias, win_rate
-from mlx_distill.stats.intervals import Interval, bootstrap_interval, paired_difference, share_interval
+from mlx_distill.stats.intervals import (
+    Interval,
+    bootstrap_interval,
+    paired_difference,
+    share_difference_interval,
+    share_interval,
+)
 from mlx_distill.stats.reliability import cohen_kappa, krippendorff_alpha, pearson, spearman
 
 __all__ = [
@@ -19,6 +25,7 @@ __all__ = [
     "paired_difference",
     "pearson",
     "position_bias",
+    "share_difference_interval",
     "share_interval",
     "spearman",
     "win_rate",

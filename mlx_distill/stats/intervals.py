@@ -199,6 +199,34 @@ def share_interval(
     return None if found is None else open_end(found, samples)
 
 
+def share_difference_interval(
+    values: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval | None:
+    """`bootstrap_interval` of differences of paired shares, from −1 to 1, such as what one passes and another does not.
+
+    Where no pair differs, resampling sees no doubt at all. There each end is the exact binomial one, as in
+    `share_interval`, of a difference that was not seen once in as many trials as there are groups.
+
+    Returns:
+        None where there are fewer than two groups.
+
+    Raises:
+        ValueError: As `bootstrap_interval`; or a value is below −1 or above 1.
+    """
+    if any(not -1 <= value <= 1 for value in values):
+        raise ValueError("a difference of shares is below -1 or above 1")
+    found = bootstrap_interval(values, groups=groups, draws=draws, seed=seed, level=level)
+    if found is None or any(values):
+        return found
+    unseen = 1 - float(((1 - level) / 2) ** (1 / found.groups))
+    return Interval(found.mean, -unseen, unseen, found.n, found.groups, found.level)
+
+
 def open_end(found: Interval, samples: NDArray[np.float64]) -> Interval:
     """The interval of a share, its open end the exact one where all samples are 0 or all are 1."""
     end = float(((1 - found.level) / 2) ** (1 / found.groups))
