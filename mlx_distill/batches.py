@@ -71,6 +71,7 @@ class Batch:
         lengths: (B,) int32; real tokens of each row.
         rows: (B,) int32; which rows of the split these are.
         teacher: What a teacher says at the positions that carry loss, row by row; None where none is learned from.
+        own: Whether the student wrote what carries loss: then its cross-entropy teaches nothing.
     """
 
     tokens: NDArray[np.int32]
@@ -78,6 +79,7 @@ class Batch:
     lengths: NDArray[np.int32]
     rows: NDArray[np.int32]
     teacher: TeacherBuckets | None = None
+    own: bool = False
 
     @property
     def real_tokens(self) -> int:

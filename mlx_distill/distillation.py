@@ -17,7 +17,7 @@ softmax of the logits over T. There is no factor T²: the weight is there for th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_distill.config import TrainConfig
@@ -46,6 +46,10 @@ class Objective:
         if config.distill == "off":
             return None
         return cls(config.distill, config.distill_weight, config.distill_temperature, config.distill_beta)
+
+    def without_text(self) -> Objective:
+        """The same of the divergence alone."""
+        return replace(self, weight=1.0)
 
     def combine(self, cross_entropy: float, divergence: float) -> float:
         """The loss, from its two parts."""

@@ -26,6 +26,8 @@ class MetricRow(Record):
         target_tokens: How many tokens carried loss.
         tokens: Real tokens read, padding not counted.
         divergence: Mean divergence from the teacher in nats over the same tokens, where one is learned from.
+        on_policy: True for a step on answers that the student wrote: what carried loss are its own tokens.
+        writing_seconds: That it took to write them, and `scoring_seconds` that the teacher took to score them.
         stopped_early: True for the validation after which no step was taken, as patience had run out.
     """
 
@@ -40,6 +42,9 @@ class MetricRow(Record):
     learning_rate: float | None = None
     grad_norm: float | None = None
     divergence: float | None = None
+    on_policy: bool | None = None
+    writing_seconds: float | None = None
+    scoring_seconds: float | None = None
     stopped_early: bool | None = None
 
 

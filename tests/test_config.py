@@ -58,6 +58,8 @@ FIELDS = dict(fields())
 TOGETHER: dict[str, dict[str, Any]] = {
     "train.distill": {"train.teacher_logits": "logits"},
     "train.teacher_logits": {"train.distill": "jsd"},
+    "train.teacher_online": {"train.distill": "jsd"},
+    "train.on_policy": {"train.distill": "jsd", "train.teacher_online": "mlx:teacher"},
     "compare.samples": {"compare.temperature": 0.5},
 }
 
@@ -129,7 +131,8 @@ def test_text_without_quotes_is_taken_as_it_is(recipe_file: Path, key: str, text
     if key in ("name", "collect.batch_orphan", "train.memory_limit", "report.only"):
         assert "must be of the form" in refused(recipe_file, f"{key}={text}")
     else:
-        assert at(load_recipe(recipe_file, [f"{key}={text}"]), key) == text
+        more = [f"{k}={json.dumps(v)}" for k, v in TOGETHER.get(key, {}).items()]
+        assert at(load_recipe(recipe_file, [f"{key}={text}", *more]), key) == text
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0")))

@@ -192,6 +192,16 @@ class Student(Protocol):
         """
         ...
 
+    def write(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> list[NDArray[np.int32]]:
+        """Answers to prompts, sampled without dropout: the tokens of each, its end mark included where it has one.
+
+        Args:
+            keys: Of each prompt; the same key and student draw the same answer, whatever is asked beside it.
+        """
+        ...
+
     def state(self) -> State:
         """A copy of the adapter, optimizer and random states of all processes, each of which must call this."""
         ...

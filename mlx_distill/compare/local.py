@@ -36,7 +36,8 @@ def answer(
         ModelError: It does not load.
         InputError: A prompt does not fit into its context.
     """
-    from mlx_distill.backends.mlx.generation import Generator, Sampling
+    from mlx_distill.backends.mlx.drawing import Sampling
+    from mlx_distill.backends.mlx.generation import Generator
 
     with progress.task(f"Loading {contender.name}"):
         generator = Generator(contender.folder)

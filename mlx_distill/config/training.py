@@ -98,6 +98,14 @@ class TrainConfig(Settings):
         "off", description="Learn the teacher's distribution, as  mlx-distill logits  wrote it, by this divergence."
     )
     teacher_logits: Path | None = Field(None, description="Folder that  mlx-distill logits  wrote.")
+    teacher_online: str | None = Field(
+        None, description="mlx:MODEL, asked while training instead of that; both models are then in memory."
+    )
+    on_policy: float = Field(
+        0.0, ge=0, le=1, description="Share of the batches whose answers the student writes and the teacher scores."
+    )
+    on_policy_tokens: int = Field(256, gt=0, description="Tokens of an answer that the student writes, at most.")
+    on_policy_temperature: float = Field(1.0, gt=0, le=2, description="At which it is sampled.")
     distill_weight: float = Field(1.0, gt=0, le=1, description="Of the divergence against the cross-entropy.")
     distill_temperature: float = Field(1.0, gt=0, le=100, description="Softens teacher and student; 1 is off.")
     distill_beta: float = Field(
@@ -135,10 +143,15 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Self:
-        if self.distill != "off" and self.teacher_logits is None:
-            raise ValueError("distill needs teacher_logits: the folder that  mlx-distill logits  wrote")
-        if self.distill == "off" and self.teacher_logits is not None:
-            raise ValueError("teacher_logits is of no use without distill, such as forward-kl")
+        sources = [name for name in ("teacher_logits", "teacher_online") if getattr(self, name) is not None]
+        if self.distill != "off" and len(sources) != 1:
+            raise ValueError(
+                "distill needs a teacher: teacher_logits, the folder that  mlx-distill logits  wrote, or teacher_online"
+            )
+        if self.distill == "off" and sources:
+            raise ValueError(f"{sources[0]} is of no use without distill, such as forward-kl")
+        if self.on_policy and self.teacher_online is None:
+            raise ValueError("on_policy needs teacher_online: nobody knows before what the student will write")
         return self
 
 

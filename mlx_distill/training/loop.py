@@ -7,8 +7,9 @@ checkpoint takes the same steps with the same numbers as one that was never stop
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from mlx_distill import layout
 from mlx_distill.backends.base import ALONE, NO_TOKENS, Peers, StepStats, Student, total
@@ -17,7 +18,6 @@ from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit
 from mlx_distill.distillation import Objective
 from mlx_distill.errors import TrainingError
-from mlx_distill.logit_cache import LogitReader
 from mlx_distill.progress import Bar, Progress
 from mlx_distill.records import Split
 from mlx_distill.run_records import MemoryPlan, MetricKind, MetricRow
@@ -25,8 +25,10 @@ from mlx_distill.training import checkpoints
 from mlx_distill.training.checkpoints import Cursor, Sums
 from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.interrupts import Interrupts, deferred
-from mlx_distill.training.planning import micro_batches
+from mlx_distill.training.own_answers import OwnTimes, is_own, own_batches
+from mlx_distill.training.planning import micro_batches, rows_at_once
 from mlx_distill.training.schedule import learning_rate
+from mlx_distill.training.teaching import Teaching
 from mlx_distill.training.together import any_of
 
 
@@ -43,7 +45,7 @@ class Loop:
         observe: Takes each row of the metrics once it is written; those of earlier processes, of a run that goes on,
             come first.
         peers: The processes that each run this loop, on their share of every batch.
-        teachers: What a teacher says of the rows of each split, where one is learned from.
+        teaching: The teacher, where one's distribution is learned.
     """
 
     def __init__(
@@ -56,10 +58,10 @@ class Loop:
         progress: Progress,
         observe: Callable[[MetricRow], None] = lambda row: None,
         peers: Peers = ALONE,
-        teachers: Mapping[str, LogitReader] | None = None,
+        teaching: Teaching | None = None,
     ) -> None:
         self._student = student
-        self._teachers = teachers or {}
+        self._teaching = teaching
         self._objective = Objective.of(config)
         self._splits = splits
         self._config = config
@@ -142,7 +144,12 @@ class Loop:
     def _step(self, rows: Sequence[int], bar: Bar) -> None:
         rate = learning_rate(self._config, self.cursor.step, self.total_steps)
         started = time.perf_counter()
-        stats = self._student.step(self._micro_batches(rows), rate)
+        times = None
+        if is_own(self._config, self.cursor.step):
+            batches, times = self._own_batches(rows)
+        else:
+            batches = self._micro_batches(rows)
+        stats = self._student.step(batches, rate)
         seconds = time.perf_counter() - started
         if not stats.finite:
             raise self._not_finite(rows, stats)
@@ -154,8 +161,9 @@ class Loop:
             trained_tokens=cursor.trained_tokens + stats.tokens,
             training_seconds=cursor.training_seconds + seconds,
         )
-        self._write_metric("step", stats, rate)
-        self._watch(stats, rows)
+        self._write_metric("step", stats, rate, times)
+        if times is None:
+            self._watch(stats, rows)
         bar.advance(
             1,
             epoch=f"{self.cursor.epoch + 1}/{self._config.epochs}",
@@ -170,9 +178,19 @@ class Loop:
         rows = batch[self._peers.rank :: self._peers.size]
         return [self._taught("train", found) for found in micro_batches(self._plan, self._train, rows)]
 
+    def _own_batches(self, batch: Sequence[int]) -> tuple[list[Batch], OwnTimes]:
+        """The same with answers that the student writes, and the seconds that writing and scoring took."""
+        rows = batch[self._peers.rank :: self._peers.size]
+        started = time.perf_counter()
+        size = partial(rows_at_once, self._plan)
+        own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, size)
+        written = time.perf_counter()
+        taught = [self._taught("train", found) for found in own]
+        return taught, OwnTimes(round(written - started, 3), round(time.perf_counter() - written, 3))
+
     def _taught(self, split: Split, batch: Batch) -> Batch:
         """A batch with what the teacher says of it, where there is one."""
-        return self._teachers[split].with_teacher(batch) if split in self._teachers else batch
+        return batch if self._teaching is None else self._teaching.with_teacher(split, batch)
 
     def _watch(self, stats: StepStats, rows: Sequence[int]) -> None:
         """End a run that diverges; see `divergence`."""
@@ -277,7 +295,9 @@ class Loop:
     def _move(self, **changes: object) -> None:
         self.cursor = self.cursor.model_copy(update=changes)
 
-    def _write_metric(self, kind: MetricKind, stats: StepStats, rate: float | None = None) -> None:
+    def _write_metric(
+        self, kind: MetricKind, stats: StepStats, rate: float | None = None, times: OwnTimes | None = None
+    ) -> None:
         row = MetricRow(
             kind=kind,
             step=self.cursor.step,
@@ -290,6 +310,9 @@ class Loop:
             learning_rate=rate,
             grad_norm=stats.grad_norm,
             divergence=stats.divergence,
+            on_policy=None if times is None else True,
+            writing_seconds=None if times is None else times.writing,
+            scoring_seconds=None if times is None else times.scoring,
             stopped_early=True if kind == "valid" and self.stopped_early else None,
         )
         layout.append_row(self._folder.metrics, row)

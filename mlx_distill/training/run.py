@@ -11,16 +11,12 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from mlx_distill import __version__, layout
 from mlx_distill.backends.base import ALONE, Peers, Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
 from mlx_distill.errors import ConfigError, DependencyError, OccupiedError
-from mlx_distill.logit_cache import LogitReader, LogitsRecord
-from mlx_distill.logit_source import open_logits
-from mlx_distill.models.folder import read_config
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
@@ -28,6 +24,7 @@ from mlx_distill.records import Manifest, ModelRecord, content_hash
 from mlx_distill.run_records import MemoryPlan, RunRecord
 from mlx_distill.training.loop import Loop
 from mlx_distill.training.planning import Tokens, describe, plan_memory
+from mlx_distill.training.teaching import Teaching, open_teaching
 from mlx_distill.training.together import common_plan, from_first, require_one_run, share_run, with_own_cache
 from mlx_distill.training.trackers import open_trackers, tracker_names
 
@@ -40,6 +37,7 @@ _INDIFFERENT = {
         "run",
         "data",
         "teacher_logits",
+        "teacher_online",
         "checkpoint_every",
         "keep_checkpoints",
         "report_to",
@@ -93,8 +91,8 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         require_chat_template(tokenizer, config.model)
         splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
         _require_validation(config, "valid" in splits)
-        logits, teachers = _teachers(config, splits, tokenizer, Path(model.path))
-        record = _new_record(config, model, splits, logits)
+        taught = open_teaching(config, splits, tokenizer, Path(model.path), progress)
+        record = _new_record(config, model, splits, taught)
         require_one_run(peers, record)
         earlier = _common(peers, _earlier_run(folder, record))
         if earlier is not None and earlier.status == "finished":
@@ -123,7 +121,7 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         if earlier is not None:
             record = record.model_copy(update={"created": earlier.created})
         layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
-        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, teachers)
+        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, taught and taught[0])
         return _train(loop, student, splits, folder, record, progress)
 
 
@@ -242,18 +240,8 @@ def _torch_student(folder: Path, config: TrainConfig, peers: Peers) -> Student:
     return TorchStudent(folder, config)
 
 
-def _teachers(
-    config: TrainConfig, splits: dict[str, TokenSplit], tokenizer: Any, model: Path
-) -> tuple[LogitsRecord | None, dict[str, LogitReader]]:
-    """What a teacher says of the rows, where its distribution is learned."""
-    if config.teacher_logits is None:
-        return None, {}
-    words = read_config(model).get("vocab_size")
-    return open_logits(config.teacher_logits, splits, tokenizer, words if isinstance(words, int) else 0)
-
-
 def _new_record(
-    config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit], logits: LogitsRecord | None
+    config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit], taught: tuple[Teaching, str, str] | None
 ) -> RunRecord:
     manifest_path = layout.DataFolder(config.data).manifest
     manifest = layout.read_record(manifest_path, Manifest) if manifest_path.exists() else None
@@ -265,7 +253,7 @@ def _new_record(
             "config": {key: value for key, value in settings.items() if _decides(key, config)},
             "data": {name: summary.sha256 for name, summary in summaries.items()},
             "model": model.revision,
-            **({} if logits is None else {"teacher": logits.model_dump(mode="json")}),
+            **({} if taught is None else {"teacher": taught[2]}),
         }
     )
     return RunRecord(
@@ -280,13 +268,13 @@ def _new_record(
         splits=summaries,
         trainable_parameters=0,
         manifest=manifest,
-        distilled_from=None if logits is None else logits.teacher,
+        distilled_from=None if taught is None else taught[1],
     )
 
 
 def _decides(key: str, config: TrainConfig) -> bool:
     """Whether a setting decides the result."""
-    if key.startswith("distill") and config.distill == "off":
+    if key.startswith(("distill", "on_policy")) and config.distill == "off":
         return False
     return key not in _INDIFFERENT
 

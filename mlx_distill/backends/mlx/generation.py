@@ -8,7 +8,6 @@ way.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_distill.agreement import ProbeRow
 from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.head import Head, find_head
 from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
 from mlx_distill.backends.mlx.observing import logits_at
@@ -56,35 +56,6 @@ class Answer:
     stop: StopReason
     tokens: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the words of one answer are drawn.
-
-    Attributes:
-        temperature: Above 0.
-        key: Decides the draws: they do not depend on what else is in the batch.
-    """
-
-    temperature: float
-    key: int
-
-    @classmethod
-    def of(cls, temperature: float, *what: object) -> Sampling | None:
-        """The sampling that is of something alone; None for a temperature of 0, which is greedy."""
-        digest = hashlib.sha256("\n".join(map(str, what)).encode()).digest()
-        return cls(temperature, int.from_bytes(digest[:8], "big")) if temperature else None
-
-    def sampler(self) -> Callable[[mx.array], mx.array]:
-        """Draws a token from log-probabilities (1, V), the next one at each call."""
-        keys = [mx.random.key(self.key)]
-
-        def draw(logprobs: mx.array) -> mx.array:
-            keys[0], key = mx.random.split(keys[0])
-            return mx.random.categorical(logprobs * (1 / self.temperature), key=key)
-
-        return draw
 
 
 class ChatModel:

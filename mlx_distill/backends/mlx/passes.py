@@ -107,18 +107,23 @@ class Passes:
         """Like `loss`, with dropout, and with the gradients of the summed objective by parameter."""
         self._model.train()
         places, targets = _targets(batch)
-        start = self._enter(batch, keep=self.keep_trained)
+        # What the student wrote is not seen again.
+        start = self._enter(batch, keep=self.keep_trained and not batch.own)
         if self._stack is not None:
             goal = self._goal(batch, targets)
             return self._stack.loss_and_gradients(start, places, goal, checkpointing=self.checkpointing)
         teacher = None if batch.teacher is None else _arrays(batch.teacher)
-        (_, found), tree = self._differentiate(start, places, targets, teacher)
+        (_, found), tree = self._differentiate(start, places, targets, teacher, self._objective_of(batch))
         gradients = dict(tree_flatten(tree))
         mx.eval(found, gradients)
         return _found(found), gradients
 
     def _goal(self, batch: Batch, targets: mx.array) -> Goal:
-        return Goal(targets, batch.teacher, self._objective)
+        return Goal(targets, batch.teacher, self._objective_of(batch))
+
+    def _objective_of(self, batch: Batch) -> Objective | None:
+        """What is minimised of a batch; of what the student wrote, the divergence alone."""
+        return self._objective.without_text() if self._objective is not None and batch.own else self._objective
 
     def _evaluated(self, top: mx.array, targets: mx.array, batch: Batch) -> Found:
         if batch.teacher is None or self._objective is None:
@@ -143,18 +148,23 @@ class Passes:
         return self._model(start) if self._body is None else self._body(start)
 
     def _loss(
-        self, start: mx.array, places: mx.array, targets: mx.array, teacher: tuple[mx.array, mx.array] | None
+        self,
+        start: mx.array,
+        places: mx.array,
+        targets: mx.array,
+        teacher: tuple[mx.array, mx.array] | None,
+        objective: Objective | None,
     ) -> tuple[mx.array, tuple[mx.array, ...]]:
         """What is minimised, and what it is made of: see `_found`."""
         with _twice_computed(self._model) if self.checkpointing else nullcontext():
             top = self._ascend(start)
         top = top.reshape(-1, top.shape[-1])[places]
-        if teacher is None or self._objective is None:
+        if teacher is None or objective is None:
             loss, correct = plain_loss(top, targets) if self._head is None else fused_loss(self._head, top, targets)
             return loss, (loss, correct)
         if self._head is None:
-            return plain_distill(top, targets, teacher, self._objective)
-        return fused_distill(self._head, top, targets, teacher, self._objective)
+            return plain_distill(top, targets, teacher, objective)
+        return fused_distill(self._head, top, targets, teacher, objective)
 
 
 def _arrays(teacher: TeacherBuckets) -> tuple[mx.array, mx.array]:

@@ -12,11 +12,14 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.generate import BatchGenerator
+from numpy.typing import NDArray
 
 from mlx_distill import layout
 from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import Memory, State, StepStats, total
 from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.frozen_rows import InMemory, OnDisk
 from mlx_distill.backends.mlx.group import Group
 from mlx_distill.backends.mlx.head import find_head
@@ -28,6 +31,7 @@ from mlx_distill.backends.mlx.stack import Found
 from mlx_distill.batches import Batch, TeacherBuckets
 from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
 from mlx_distill.distillation import Objective
+from mlx_distill.models.folder import end_tokens
 from mlx_distill.run_records import MemoryPlan
 
 
@@ -44,6 +48,7 @@ class MlxStudent:
         device.prepare_memory()
         self._config = config
         self._group = group
+        self._end_tokens = end_tokens(folder)
         self._model, _ = load_frozen(folder, dtype=config.dtype)
         parts = find_head(self._model)
         self._adapter_config = attach_adapter(self._model, config)
@@ -122,6 +127,31 @@ class MlxStudent:
         with self._allocations():
             found = self._passes.loss(batch)
         return _stats(found, batch)
+
+    def write(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> list[NDArray[np.int32]]:
+        """See `Student.write`."""
+        self._model.eval()
+        generator = BatchGenerator(
+            self._model,
+            stop_tokens=[[token] for token in sorted(self._end_tokens)],
+            completion_batch_size=len(prompts),
+            prefill_batch_size=len(prompts),
+        )
+        samplers = [Sampling(temperature, key).sampler() for key in keys]
+        try:
+            with self._allocations():
+                count = len(prompts)
+                uids = generator.insert([p.tolist() for p in prompts], [max_tokens] * count, samplers=samplers)
+                written: dict[int, list[int]] = {uid: [] for uid in uids}
+                while responses := generator.next_generated():
+                    for response in responses:
+                        written[response.uid].append(int(response.token))
+        finally:
+            generator.close()
+        mx.clear_cache()
+        return [np.array(written[uid], np.int32) for uid in uids]
 
     def state(self) -> State:
         """See `Student.state`."""

@@ -24,7 +24,7 @@ from mlx_distill.backends.torch.optimizer import AdapterOptimizer
 from mlx_distill.batches import Batch
 from mlx_distill.config import TrainConfig
 from mlx_distill.distillation import Objective
-from mlx_distill.errors import ResourceError
+from mlx_distill.errors import ConfigError, ResourceError
 from mlx_distill.run_records import MemoryPlan
 
 
@@ -65,6 +65,8 @@ class TorchStudent:
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self._config = config
         self._objective = Objective.of(config)
+        if config.on_policy:
+            raise ConfigError("--on-policy: the torch backend writes no answers.", hint="Take --backend mlx for it.")
         self._device = devices.choose_device(config.device)
         dtype = devices.choose_dtype(config.dtype, self._device)
         base = load_frozen(folder, dtype, self._device)
@@ -139,6 +141,12 @@ class TorchStudent:
         self._model.eval()
         with torch.no_grad():
             return self._forward(batch).stats(batch)
+
+    def write(
+        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+    ) -> list[NDArray[np.int32]]:
+        """See `Student.write`. Refused when the student is made."""
+        raise NotImplementedError
 
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         """What the last step learned from, after clipping, by mlx-lm's names."""
