@@ -294,7 +294,7 @@ def test_the_default_folder_is_beside_the_data(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"distill": "forward-kl"}, "needs teacher_logits"), ({"teacher_logits": "x"}, "is of no use without distill")],
+    [({"distill": "forward-kl"}, "distill needs a teacher"), ({"teacher_logits": "x"}, "is of no use without distill")],
 )
 def test_half_a_distillation_is_refused(data: Path, changes: dict[str, Any], said: str) -> None:
     from mlx_distill.config import TrainConfig
