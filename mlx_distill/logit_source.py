@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlx_distill import layout
 from mlx_distill.dataset import TokenSplit, tokenise_split
-from mlx_distill.errors import InputError
+from mlx_distill.errors import ConfigError, InputError
 from mlx_distill.logit_cache import LogitReader, LogitsRecord, SplitLogits, read_logits_record
 from mlx_distill.records import content_hash
 
@@ -49,6 +49,20 @@ def open_logits(
         positions, places = _places(split, record, written, tokenizer, folder)
         readers[name] = LogitReader(folder, name, record, positions, places)
     return record, readers
+
+
+def local_teacher(spec: str) -> str:
+    """The model that a teacher's spec names, `mlx:MODEL` or MODEL.
+
+    Raises:
+        ConfigError: It is no local model: its distribution is not known.
+    """
+    if spec.partition(":")[0] in ("anthropic", "openai", "recorded"):
+        raise ConfigError(
+            f"{spec} gives text alone; its distribution is not known.",
+            hint="Take an open-weight teacher, mlx:MODEL, or learn from the text:  mlx-distill collect --help",
+        )
+    return spec.removeprefix("mlx:")
 
 
 def positions_of(split: TokenSplit) -> NDArray[np.int64]:

@@ -24,22 +24,19 @@ from mlx_distill.config import LogitsConfig
 from mlx_distill.dataset import TokenSplit, load_splits
 from mlx_distill.errors import ConfigError, OccupiedError
 from mlx_distill.logit_cache import MOST_WORDS, LogitsRecord, LogitWriter, SplitLogits, entry_type, packed
-from mlx_distill.logit_source import positions_of, tokens_sha256, vocabulary_sha256
+from mlx_distill.logit_source import local_teacher, positions_of, tokens_sha256, vocabulary_sha256
 from mlx_distill.models.folder import fingerprint
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import content_hash
 
-#: What a spec of a local model may begin with, as everywhere.
-_LOCAL = "mlx:"
-
 
 def logits_folder(config: LogitsConfig) -> Path:
     """Where the logits go: beside the data set."""
     if config.out is not None:
         return config.out
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.teacher.removeprefix(_LOCAL).rstrip("/").rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.teacher.removeprefix("mlx:").rstrip("/").rpartition("/")[2])
     return config.data / "logits" / f"{name}-{config.top_k}"
 
 
@@ -56,13 +53,8 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
     """
     from mlx_distill.backends.mlx.teaching import LogitTeacher
 
-    provider, colon, _ = config.teacher.partition(":")
-    if colon and provider in ("anthropic", "openai", "recorded"):
-        raise ConfigError(
-            f"{config.teacher} gives text alone; its distribution is not known.",
-            hint="Take an open-weight teacher, mlx:MODEL, or learn from the text:  mlx-distill collect --help",
-        )
-    model = resolve(config.teacher.removeprefix(_LOCAL), progress=progress)
+    spec = local_teacher(config.teacher)
+    model = resolve(spec, progress=progress)
     tokenizer: Any = load_tokenizer(Path(model.path))
     require_chat_template(tokenizer, config.teacher)
     splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
@@ -72,7 +64,7 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
             teacher = LogitTeacher(Path(model.path), dtype=config.dtype)
         _require_words(config, teacher.words)
         record = LogitsRecord(
-            teacher=config.teacher.removeprefix(_LOCAL),
+            teacher=spec,
             revision=model.revision,
             fingerprint=fingerprint(Path(model.path)) if model.source == "folder" else None,
             top_k=config.top_k,

@@ -19,12 +19,12 @@ import pytest
 from mlx_lm.utils import load
 from safetensors.numpy import load_file, save_file
 
-from mlx_distill.batches import TeacherBuckets, make_batch
+from mlx_distill.batches import make_batch
 from mlx_distill.config import LogitsConfig
 from mlx_distill.dataset import load_splits
 from mlx_distill.errors import ConfigError, InputError, MlxDistillError, OccupiedError
 from mlx_distill.layout import logits_record
-from mlx_distill.logit_cache import MOST_WORDS, LogitsRecord, entry_type, packed, unpacked
+from mlx_distill.logit_cache import LogitsRecord
 from mlx_distill.logit_source import open_logits
 from mlx_distill.logits import logits_folder, write_logits
 from mlx_distill.models.tokenizer import load_tokenizer
@@ -63,29 +63,6 @@ def readers(
     splits = load_splits(data, tokenizer, max_length=limits.get("max_length", 2048))
     record, found = open_logits(folder, splits, tokenizer, 384)
     return record, found, splits
-
-
-# The format
-
-
-@pytest.mark.parametrize("words", [50, 2**16, 2**16 + 1, 151_936, MOST_WORDS])
-@pytest.mark.parametrize("top_k", [1, 2, 50])
-@pytest.mark.parametrize("rest", [True, False])
-def test_entries_are_read_as_they_were_written(words: int, top_k: int, rest: bool) -> None:
-    random = np.random.default_rng(words)
-    ids = np.stack([np.sort(random.choice(words, top_k, replace=False)) for _ in range(40)]).astype(np.int32)
-    edges = np.unique(
-        np.clip([0, 2**16 - 1, 2**16, 2**17 - 1, 2**17, 3 * 2**16 - 1, 3 * 2**16, words - 1], 0, words - 1)
-    )
-    ids[0, : min(top_k, len(edges))] = edges[-top_k:]
-    ids[0] = np.sort(ids[0])
-    logs = np.log(random.dirichlet(np.ones(top_k + rest), 40)).astype(np.float16).astype(np.float32)
-    entries = packed(TeacherBuckets(ids, logs))
-    assert entries.dtype.itemsize == entry_type(top_k).itemsize == 4 * top_k + 8
-    again = unpacked(np.frombuffer(entries.tobytes(), entries.dtype), rest=rest)
-    np.testing.assert_array_equal(again.ids, ids)
-    np.testing.assert_array_equal(again.log_probs, logs)
-    assert again.has_rest == rest
 
 
 # What the teacher says

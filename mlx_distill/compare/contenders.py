@@ -61,8 +61,7 @@ def contenders_of(config: CompareConfig, run: RunRecord, fused: FusedRecord, pro
     """
     named = list(parse_others(config.others))
     found: list[Contending] = [] if config.teacher is None else [AskedContender("teacher", config.teacher)]
-    base = resolve(run.model.spec, progress=progress)
-    found.append(LocalContender("base", f"{base.name}@{(base.revision or 'folder')[:12]}", Path(base.path)))
+    found.append(_model("base", run.model.spec, progress))
     found.append(_fused("distilled", config.run, fused, config.fused or layout.RunFolder(config.run).fused))
     return found + [_other(name, spec, progress) for name, spec in named]
 
@@ -97,7 +96,11 @@ def _other(name: str, spec: str, progress: Progress) -> Contending:
     if files.record.exists():
         read_run(path)
         return _fused(name, path, read_fused(files.fused, path), files.fused)
-    model = resolve(spec.removeprefix(_LOCAL), progress=progress)
+    return _model(name, spec.removeprefix(_LOCAL), progress)
+
+
+def _model(name: str, spec: str, progress: Progress) -> LocalContender:
+    model = resolve(spec, progress=progress)
     return LocalContender(name, f"{model.name}@{(model.revision or 'folder')[:12]}", Path(model.path))
 
 

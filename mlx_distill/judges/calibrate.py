@@ -27,13 +27,13 @@ from mlx_distill.calibration import Calibration, JudgeCalibration, PairAgreement
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import InputError
 from mlx_distill.judges.base import DIMENSIONS
-from mlx_distill.judges.duels import Ending, fitting_duels, settled
+from mlx_distill.judges.duels import Ending, settled
 from mlx_distill.judges.run import latest_generations
 from mlx_distill.layout import ComparisonFolder, explain, file_sha256, lock, read_rows, write_text
 from mlx_distill.records import CONTENDER_PATTERN, Contender, Record, Verdict
 from mlx_distill.scores import Duel
 from mlx_distill.stats import cohen_kappa, pearson, spearman
-from mlx_distill.verdicts import fitting_verdicts
+from mlx_distill.verdicts import fitting_duels, fitting_verdicts
 
 _Score = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]
 _PromptId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -102,7 +102,7 @@ def calibrate(config: JudgeConfig) -> Calibration:
     with lock(folder.root):
         answers = {(one.prompt.id, one.contender): one for one in latest_generations(folder)}
         verdicts, _ = fitting_verdicts(read_rows(folder.verdicts, Verdict), answers)
-        duels = fitting_duels(read_rows(folder.duels, Duel), answers)
+        duels, _ = fitting_duels(read_rows(folder.duels, Duel), answers)
         prompts, contenders = {prompt for prompt, _ in answers}, {contender for _, contender in answers}
         judges = dict.fromkeys([*(row.judge for row in verdicts), *(row.judge for row in duels)])
         found = [

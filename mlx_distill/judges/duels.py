@@ -6,7 +6,7 @@ then it went by the place, not by the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,22 +87,6 @@ def by_scores(pair: Pair, judge: str, first: Verdict | None, second: Verdict | N
         return duel(pair, judge, problem="one of the answers has no score")
     winner: Ending = "tie" if abs(ours - theirs) <= SCORE_TIE + 1e-9 else "first" if ours > theirs else "second"
     return duel(pair, judge, winner, rationale=f"Overall {ours:.2f} against {theirs:.2f}.")
-
-
-def fitting_duels(duels: Iterable[Duel], generations: Mapping[tuple[str, Contender], Generation]) -> list[Duel]:
-    """The latest duel of each judge on each two present answers in each order.
-
-    Args:
-        generations: The present answers, by prompt and contender.
-    """
-    found: dict[tuple[str, ...], Duel] = {}
-    for row in duels:
-        first, second = generations.get((row.prompt_id, row.first)), generations.get((row.prompt_id, row.second))
-        if first is None or second is None:
-            continue
-        if (first.answer_sha256, second.answer_sha256) == (row.first_sha256, row.second_sha256):
-            found[row.judge, row.prompt_id, row.first, row.second] = row
-    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
 
 from mlx_distill.records import Contender, Verdict
-from mlx_distill.stats import krippendorff_alpha
+from mlx_distill.stats import agreement_of_scores
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,4 @@ def jury_agreement(verdicts: Mapping[str, Sequence[Verdict]]) -> JuryAgreement |
     scores = [
         {(v.prompt_id, v.contender): v.overall for v in rows if v.overall is not None} for rows in verdicts.values()
     ]
-    answers = dict.fromkeys(answer for row in scores for answer in row)
-    shared = [answer for answer in answers if sum(answer in row for row in scores) > 1]
-    if not shared:
-        return JuryAgreement(None, 0)
-    ratings = [[row.get(answer, nan) for answer in shared] for row in scores]
-    return JuryAgreement(krippendorff_alpha(ratings, level="interval"), len(shared))
+    return JuryAgreement(*agreement_of_scores(scores))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlx_distill.report.scores import JudgeLabel, Scorecard
-from mlx_distill.stats import krippendorff_alpha
+from mlx_distill.stats import agreement_of_scores
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,6 @@ def consensus_of(cards: Sequence[Scorecard]) -> Consensus | None:
     scored = [card for card in cards if card.overall]
     if len(scored) < 2:
         return None
-    answers = sorted({(prompt, c) for card in scored for prompt, row in card.prompts.items() for c in row})
-    ratings = [[card.prompts.get(prompt, {}).get(c, math.nan) for prompt, c in answers] for card in scored]
-    shared = sum(sum(not math.isnan(own[at]) for own in ratings) > 1 for at in range(len(answers)))
-    alpha = krippendorff_alpha(ratings, level="interval")
+    scores = [{(name, c): score for name, row in card.prompts.items() for c, score in row.items()} for card in scored]
+    alpha, shared = agreement_of_scores(scores)
     return Consensus(tuple(card.judge for card in scored), alpha, shared)

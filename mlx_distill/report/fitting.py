@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from mlx_distill.records import Contender, Generation
-from mlx_distill.scores import Duel, HeldOutLoss, ScoredAnswer
+from mlx_distill.scores import HeldOutLoss, ScoredAnswer
 
 AnswerKey = tuple[str, Contender, int]
 
@@ -35,28 +35,6 @@ def fitting_outcomes(
         if answer is None:
             continue
         if row.answer_sha256 == answer.answer_sha256 and tasks.get(key[0], row.task_sha256) == row.task_sha256:
-            fitting[key] = row
-        else:
-            outdated.add(key)
-    return tuple(fitting.values()), len(outdated - fitting.keys())
-
-
-def fitting_duels(
-    rows: Iterable[Duel], generations: Mapping[tuple[str, Contender], Generation]
-) -> tuple[tuple[Duel, ...], int]:
-    """The latest duel of each judge between two present answers in one order, and how many are outdated.
-
-    Args:
-        generations: The present answers that are judged, by prompt and contender.
-    """
-    fitting: dict[tuple[str, str, str, str], Duel] = {}
-    outdated: set[tuple[str, str, str, str]] = set()
-    for row in rows:
-        key = (row.judge, row.prompt_id, row.first, row.second)
-        first, second = (generations.get((row.prompt_id, contender)) for contender in (row.first, row.second))
-        if first is None or second is None:
-            continue
-        if (row.first_sha256, row.second_sha256) == (first.answer_sha256, second.answer_sha256):
             fitting[key] = row
         else:
             outdated.add(key)

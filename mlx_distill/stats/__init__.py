@@ -12,11 +12,12 @@ from mlx_distill.stats.intervals import (
     share_difference_interval,
     share_interval,
 )
-from mlx_distill.stats.reliability import cohen_kappa, krippendorff_alpha, pearson, spearman
+from mlx_distill.stats.reliability import agreement_of_scores, cohen_kappa, krippendorff_alpha, pearson, spearman
 
 __all__ = [
     "Choice",
     "Interval",
+    "agreement_of_scores",
     "bootstrap_interval",
     "cohen_kappa",
     "flip_rate",

@@ -6,13 +6,13 @@ could have told anything apart was not seen.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlx_distill.stats.intervals import finite
+from mlx_distill.stats.intervals import Key, finite
 
 Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["linear", "quadratic"]
@@ -105,6 +105,21 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable], weights: Weights |
     if expected == 0:
         return None
     return float(1 - len(first) * distances[first, second].sum() / expected)
+
+
+def agreement_of_scores(scores: Sequence[Mapping[Key, float]]) -> tuple[float | None, int]:
+    """Krippendorff's alpha, for intervals, of what several gave scores to, and how much more than one of them did.
+
+    Args:
+        scores: Of each rater, by what was rated; each may have left out some.
+    """
+    shared = [
+        key for key in dict.fromkeys(key for own in scores for key in own) if sum(key in own for own in scores) > 1
+    ]
+    if not shared:
+        return None, 0
+    ratings = [[own.get(key, np.nan) for key in shared] for own in scores]
+    return krippendorff_alpha(ratings, level="interval"), len(shared)
 
 
 def _numbers(labels: list[Hashable]) -> NDArray[np.float64]:

@@ -175,12 +175,14 @@ class Loop:
 
     def _micro_batches(self, batch: Sequence[int]) -> list[Batch]:
         """This process's share of a batch, as it is computed."""
-        rows = batch[self._peers.rank :: self._peers.size]
-        return [self._taught("train", found) for found in micro_batches(self._plan, self._train, rows)]
+        return [self._taught("train", found) for found in micro_batches(self._plan, self._train, self._share(batch))]
+
+    def _share(self, batch: Sequence[int]) -> Sequence[int]:
+        return batch[self._peers.rank :: self._peers.size]
 
     def _own_batches(self, batch: Sequence[int]) -> tuple[list[Batch], OwnTimes]:
         """The same with answers that the student writes, and the seconds that writing and scoring took."""
-        rows = batch[self._peers.rank :: self._peers.size]
+        rows = self._share(batch)
         started = time.perf_counter()
         size = partial(rows_at_once, self._plan)
         own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, size)

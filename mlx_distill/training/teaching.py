@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from mlx_distill.batches import Batch
 from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
 from mlx_distill.dataset import TokenSplit
-from mlx_distill.errors import ConfigError, ModelError
+from mlx_distill.errors import ModelError
 from mlx_distill.logit_cache import LogitReader
-from mlx_distill.logit_source import open_logits, vocabulary_sha256
+from mlx_distill.logit_source import local_teacher, open_logits, vocabulary_sha256
 from mlx_distill.models.folder import fingerprint, read_config
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer
@@ -77,12 +77,7 @@ def open_teaching(
         return CachedTeacher(readers), record.teacher, content_hash(record.model_dump(mode="json"))
     if config.teacher_online is None:
         return None
-    spec = config.teacher_online.removeprefix("mlx:")
-    if config.teacher_online.partition(":")[0] in ("anthropic", "openai", "recorded"):
-        raise ConfigError(
-            f"{config.teacher_online} gives text alone; its distribution is not known.",
-            hint="Take an open-weight teacher, mlx:MODEL, or learn from the text:  mlx-distill collect --help",
-        )
+    spec = local_teacher(config.teacher_online)
     found = resolve(spec, progress=progress)
     folder = Path(found.path)
     if vocabulary_sha256(load_tokenizer(folder)) != vocabulary_sha256(tokenizer):

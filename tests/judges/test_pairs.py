@@ -16,11 +16,12 @@ from mlx_distill.cli.main import main
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import ConfigError
 from mlx_distill.judges.base import Pair
-from mlx_distill.judges.duels import drawn, duel, fitting_duels, pairs_of, settled
+from mlx_distill.judges.duels import drawn, duel, pairs_of, settled
 from mlx_distill.judges.run import Judged, judge_all
 from mlx_distill.layout import ComparisonFolder, append_row, read_rows
 from mlx_distill.records import Request
 from mlx_distill.scores import Duel
+from mlx_distill.verdicts import fitting_duels
 from tests.judges.judging import (
     Panellist,
     answers_in,
@@ -207,9 +208,9 @@ def test_duels_on_earlier_answers_do_not_count(tmp_path: Path) -> None:
         duel(Pair(other, one), "j", "tie"),
     ]
     answers = {("p", "distilled"): one, ("p", "base"): other}
-    assert fitting_duels(rows, answers) == rows[1:]
-    assert fitting_duels(rows, {**answers, ("p", "base"): generation("p", "base", "new")}) == []
-    assert fitting_duels(rows, {("p", "base"): other}) == []
+    assert list(fitting_duels(rows, answers)[0]) == rows[1:]
+    assert list(fitting_duels(rows, {**answers, ("p", "base"): generation("p", "base", "new")})[0]) == []
+    assert list(fitting_duels(rows, {("p", "base"): other})[0]) == []
 
 
 def test_no_pair_is_one_clear_error_before_anything_is_asked(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ normalised. So one product with the head's weights gives the gradient of the hid
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
 
@@ -97,14 +99,7 @@ def fused_distill(
         loss = (1 - objective.weight) * sums[0] + objective.weight * sums[1]
         return loss, sums[0], sums[1], sums[2], mx.concatenate(gradients)
 
-    with_gradient = mx.custom_function(compute)
-
-    def vjp(primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
-        return (cotangents[0] * outputs[4]).astype(primals.dtype)
-
-    with_gradient.vjp(vjp)
-    loss, entropy, apart, correct, _ = with_gradient(hidden)
-    return loss, (entropy, apart, correct)
+    return _with_gradient(compute, hidden)
 
 
 def plain_distill(
@@ -116,13 +111,18 @@ def plain_distill(
         found, gradient = _chunk(whole, targets, *teacher, objective)
         return (1 - objective.weight) * found[0] + objective.weight * found[1], *found, gradient
 
-    with_gradient = mx.custom_function(compute)
+    return _with_gradient(compute, logits.astype(mx.float32))
+
+
+def _with_gradient(compute: Callable[[mx.array], tuple[mx.array, ...]], at: mx.array) -> tuple[mx.array, DistillLosses]:
+    """The objective and its parts at a point, differentiable there, of a function that gives its gradient last."""
+    differentiable = mx.custom_function(compute)
 
     def vjp(primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
         return (cotangents[0] * outputs[4]).astype(primals.dtype)
 
-    with_gradient.vjp(vjp)
-    loss, entropy, apart, correct, _ = with_gradient(logits.astype(mx.float32))
+    differentiable.vjp(vjp)
+    loss, entropy, apart, correct, _ = differentiable(at)
     return loss, (entropy, apart, correct)
 
 
