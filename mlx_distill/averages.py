@@ -17,7 +17,8 @@ from mlx_distill.errors import InputError
 from mlx_distill.layout import ComparisonFolder, DataFolder, RunFolder, read_record, read_rows
 from mlx_distill.ledger import Ledger
 from mlx_distill.ledger_schema import translate
-from mlx_distill.records import ComparisonRecord, Generation, Manifest
+from mlx_distill.pricing import Price
+from mlx_distill.records import ComparisonRecord, Generation, Manifest, Usage
 from mlx_distill.run_records import RunRecord
 from mlx_distill.verdicts import first_answers
 
@@ -75,6 +76,13 @@ class Averages:
         whose = f" of {self.teacher}" if self.teacher else ""
         return f"Measured: {tokens}, the average of {number}{whose}, {COUNTED[self.counted]}{rest}."
 
+    def dollars(self, price: Price, prompts: int, *, batch: bool = False) -> float:
+        """US dollars for `prompts` prompts of average length."""
+        whole = Usage(
+            input_tokens=round((self.input_tokens or 0) * prompts), output_tokens=round(self.output_tokens * prompts)
+        )
+        return price.cost(whole, batch=batch)
+
     def seconds_for(self, prompts: int, concurrency: int | None = None) -> float | None:
         """Wall time of so many prompts; None where no time was measured.
 
@@ -124,9 +132,9 @@ def measure_comparison(root: Path, teachers: Sequence[str] = ()) -> Averages:
     record = read_record(folder.record, ComparisonRecord) if folder.record.exists() else None
     found = measure_ledger(folder.teacher_ledger, teachers) if folder.teacher_ledger.exists() else None
     if found is None and record is not None and RunFolder(Path(record.run)).record.exists():
-        found = _of_run(read_record(RunFolder(Path(record.run)).record, RunRecord))
+        found = averages_of_run(read_record(RunFolder(Path(record.run)).record, RunRecord))
     if found is None:
-        found = _of_answers(read_rows(folder.generations, Generation), record)
+        found = averages_of_answers(read_rows(folder.generations, Generation), record)
     if found is None:
         raise InputError("holds no whole answer of a teacher whose tokens were counted.", path=root, hint=_HINT)
     return found
@@ -243,8 +251,8 @@ def _of_manifest(manifest: Manifest) -> Averages | None:
     )
 
 
-def _of_run(run: RunRecord) -> Averages | None:
-    """Of the data set that it learned from."""
+def averages_of_run(run: RunRecord) -> Averages | None:
+    """Of the data set that a run learned from; None where its tokens were not counted."""
     if run.manifest is not None and (found := _of_manifest(run.manifest)) is not None:
         return found
     rows = sum(split.rows for split in run.splits.values())
@@ -256,8 +264,8 @@ def _of_run(run: RunRecord) -> Averages | None:
     return Averages(prompts / rows, targets / rows, "rows", answers=rows, teacher=teacher)
 
 
-def _of_answers(rows: Iterable[Generation], record: ComparisonRecord | None) -> Averages | None:
-    """Of what the comparison shows of its teacher: how long its answers are, not what it was asked."""
+def averages_of_answers(rows: Iterable[Generation], record: ComparisonRecord | None) -> Averages | None:
+    """Of what a comparison shows of its teacher: how long its answers are, not what it was asked."""
     shown = [row for row in first_answers(rows).values() if row.contender == "teacher" and row.output_tokens]
     whole = sum(row.finished for row in shown)
     if not whole:

@@ -18,8 +18,7 @@ from typing import Literal
 from mlx_distill.averages import Averages, measure_comparison, measure_data
 from mlx_distill.config import CostConfig
 from mlx_distill.errors import ConfigError
-from mlx_distill.pricing import FREE, PRICES_DATED, Price, listed_prices, price_of
-from mlx_distill.records import Usage
+from mlx_distill.pricing import FREE, PRICES_DATED, listed_prices, price_of
 from mlx_distill.teachers.registry import TEACHERS
 
 
@@ -102,21 +101,12 @@ def cost_rows(
                     teacher,
                     number,
                     kind,
-                    None if price is None else dollars(price, averages, number),
-                    dollars(price, averages, number, batch=True) if price is not None and kind == "listed" else None,
+                    None if price is None else averages.dollars(price, number),
+                    averages.dollars(price, number, batch=True) if price is not None and kind == "listed" else None,
                     averages.seconds_for(number, concurrency) if teacher == averages.teacher else None,
                 )
             )
     return tuple(rows)
-
-
-def dollars(price: Price, averages: Averages, prompts: int, *, batch: bool = False) -> float:
-    """US dollars for `prompts` prompts of average length."""
-    whole = Usage(
-        input_tokens=round((averages.input_tokens or 0) * prompts),
-        output_tokens=round(averages.output_tokens * prompts),
-    )
-    return price.cost(whole, batch=batch)
 
 
 def _averages(config: CostConfig, teachers: Sequence[str]) -> Averages:
@@ -131,7 +121,7 @@ def _averages(config: CostConfig, teachers: Sequence[str]) -> Averages:
 def _all_priced(averages: Averages) -> tuple[str, ...]:
     """The teacher that was measured, where its answers came from a model, and all of the price table, dearest first."""
     prices = {f"anthropic:{name}": price for name, price in listed_prices().items()}
-    listed = sorted(prices, key=lambda spec: dollars(prices[spec], averages, 1_000_000), reverse=True)
+    listed = sorted(prices, key=lambda spec: averages.dollars(prices[spec], 1_000_000), reverse=True)
     measured = averages.teacher
     if measured is None or measured in prices or measured.startswith("recorded:"):
         return tuple(listed)

@@ -61,29 +61,16 @@ def command(config: CostConfig, progress: Progress) -> Summary:
 def _draw(path: Path, found: CostTable) -> None:
     from mlx_distill.pricing import price_of
     from mlx_distill.report.charts.cost import cost_scaling
-    from mlx_distill.report.cost import CostScaling, PricedModel, TokenAverages
+    from mlx_distill.report.cost import scaling_of
 
-    class Scaling(CostScaling):
-        """The report's, with this command's own words."""
-
-        @property
-        def basis(self) -> str:
-            return found.averages.basis
-
-        @property
-        def projection(self) -> str:
-            return f"Projected: all prices, from the list of {found.dated}; batches cost half."
-
-    averages = found.averages
-    models = [PricedModel(spec.partition(":")[2], price) for spec in found.of("listed") if (price := price_of(spec))]
-    if not models:
+    prices = {spec.partition(":")[2]: price for spec in found.of("listed") if (price := price_of(spec))}
+    if not prices:
         raise ConfigError(
             "there is nothing to draw: none of these teachers has a listed price.",
             hint="Leave --chart out, or name others:  --teacher anthropic:MODEL",
         )
-    tokens = TokenAverages(averages.input_tokens or 0, averages.output_tokens, averages.answers, counted="")
-    models.sort(key=lambda model: model.cost(tokens, 1_000_000), reverse=True)
-    cost_scaling(path, Scaling(averages.teacher, len(models) == 1, tokens, tuple(models), spent=None))
+    projection = f"Projected: all prices, from the list of {found.dated}; batches cost half."
+    cost_scaling(path, scaling_of(found.averages, prices, projection))
 
 
 def _lines(found: CostTable, config: CostConfig, width: int | None) -> Iterator[str]:

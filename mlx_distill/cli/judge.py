@@ -96,7 +96,8 @@ def _entry(name: str, judged: Judged, generations: Sequence[Generation]) -> dict
 
 
 def _pairs(duels: Sequence[Duel]) -> Iterator[dict[str, Any]]:
-    from mlx_distill.judges.duels import pairs_of, settled
+    from mlx_distill.judges.duels import pairs_of
+    from mlx_distill.verdicts import settled
 
     for one, other in pairs_of(name for row in duels for name in (row.first, row.second)):
         found = settled(duels, one, other)

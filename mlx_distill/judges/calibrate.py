@@ -27,13 +27,12 @@ from mlx_distill.calibration import Calibration, JudgeCalibration, PairAgreement
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import InputError
 from mlx_distill.judges.base import DIMENSIONS
-from mlx_distill.judges.duels import Ending, settled
 from mlx_distill.judges.run import latest_generations
 from mlx_distill.layout import ComparisonFolder, explain, file_sha256, lock, read_rows, write_text
 from mlx_distill.records import CONTENDER_PATTERN, Contender, Record, Verdict
 from mlx_distill.scores import Duel
 from mlx_distill.stats import cohen_kappa, pearson, spearman
-from mlx_distill.verdicts import fitting_duels, fitting_verdicts
+from mlx_distill.verdicts import Winner, fitting_duels, fitting_verdicts, settled
 
 _Score = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]
 _PromptId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -75,7 +74,7 @@ class PairLabel(Record):
     prompt_id: _PromptId
     first: _Name
     second: _Name
-    winner: Ending
+    winner: Winner
 
     @model_validator(mode="after")
     def _of_two(self) -> Self:

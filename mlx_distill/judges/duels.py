@@ -1,27 +1,21 @@
-"""Answers two by two: which pairs there are, in which order they are shown, and how both orders are taken together.
+"""Answers two by two: which pairs there are, in which order they are shown, and what a judge says of them.
 
-A judge sees each pair twice, with the answers in either place. What it says in only one of the two orders is a tie:
-then it went by the place, not by the answer.
+Each pair is shown twice, with the answers in either place; `mlx_distill.verdicts.settled` takes both together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from mlx_distill.judges.base import Pair
 from mlx_distill.judges.llm import Choice
 from mlx_distill.judges.quoting import shown
 from mlx_distill.records import Contender, Generation, Verdict, content_hash
 from mlx_distill.scores import Duel
-
-Ending = Literal["first", "second", "tie"]
+from mlx_distill.verdicts import Winner
 
 #: Overall scores, from 0 to 10, that differ by no more are a tie.
 SCORE_TIE = 0.05
-
-_SWAPPED: dict[Ending, Ending] = {"first": "second", "second": "first", "tie": "tie"}
 
 
 def pairs_of(contenders: Iterable[Contender]) -> list[tuple[Contender, Contender]]:
@@ -58,7 +52,7 @@ def identical(pair: Pair) -> bool:
 
 
 def duel(
-    pair: Pair, judge: str, winner: Ending | None = None, *, rationale: str = "", problem: str | None = None
+    pair: Pair, judge: str, winner: Winner | None = None, *, rationale: str = "", problem: str | None = None
 ) -> Duel:
     """What a judge says of a pair, as a row."""
     return Duel(
@@ -76,7 +70,7 @@ def duel(
 
 def chosen(pair: Pair, judge: str, choice: Choice) -> Duel:
     """The duel that a model's choice makes."""
-    endings: dict[str, Ending] = {"A": "first", "B": "second", "tie": "tie"}
+    endings: dict[str, Winner] = {"A": "first", "B": "second", "tie": "tie"}
     return duel(pair, judge, endings[choice.winner], rationale=choice.rationale)
 
 
@@ -85,39 +79,5 @@ def by_scores(pair: Pair, judge: str, first: Verdict | None, second: Verdict | N
     ours, theirs = first.overall if first else None, second.overall if second else None
     if ours is None or theirs is None:
         return duel(pair, judge, problem="one of the answers has no score")
-    winner: Ending = "tie" if abs(ours - theirs) <= SCORE_TIE + 1e-9 else "first" if ours > theirs else "second"
+    winner: Winner = "tie" if abs(ours - theirs) <= SCORE_TIE + 1e-9 else "first" if ours > theirs else "second"
     return duel(pair, judge, winner, rationale=f"Overall {ours:.2f} against {theirs:.2f}.")
-
-
-@dataclass(frozen=True)
-class Settled:
-    """Both orders of a pair taken together, as seen from `one`.
-
-    Attributes:
-        winner: None where one order is missing or could not be read.
-        contradicted: Whether the orders named two different winners.
-    """
-
-    prompt_id: str
-    winner: Ending | None
-    contradicted: bool = False
-
-
-def settled(duels: Iterable[Duel], one: Contender, other: Contender) -> list[Settled]:
-    """The duels of one judge between two contenders, one a prompt; "first" is `one`."""
-    orders: dict[str, list[Ending | None]] = {}
-    for row in duels:
-        if (row.first, row.second) == (one, other):
-            orders.setdefault(row.prompt_id, []).append(row.winner)
-        elif (row.first, row.second) == (other, one):
-            orders.setdefault(row.prompt_id, []).append(_SWAPPED[row.winner] if row.winner else None)
-    return [_together(prompt, winners) for prompt, winners in orders.items()]
-
-
-def _together(prompt_id: str, winners: Sequence[Ending | None]) -> Settled:
-    if len(winners) < 2 or None in winners:
-        return Settled(prompt_id, None)
-    named = set(winners)
-    if len(named) == 1:
-        return Settled(prompt_id, winners[0])
-    return Settled(prompt_id, "tie", contradicted=named == {"first", "second"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mlx_distill.report.evidence import Evidence
@@ -10,6 +10,10 @@ from mlx_distill.report.intervals import FEWEST_GROUPS, Estimate, estimate
 from mlx_distill.report.scores import JudgeLabel, label
 from mlx_distill.scores import Duel
 from mlx_distill.stats import Choice, Interval, flip_rate, length_controlled_win_rate, position_bias
+from mlx_distill.verdicts import settled
+
+#: What a pair counts for one who wins it, ties, or loses it.
+_WORTH = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,11 @@ def pairings(evidence: Evidence) -> tuple[Pairing, ...]:
 
 
 def _pairing(evidence: Evidence, judge: str, contender: str, opponent: str, duels: Sequence[Duel]) -> Pairing:
-    by_prompt: dict[str, dict[bool, Duel]] = {}
-    for duel in duels:
-        by_prompt.setdefault(duel.prompt_id, {})[duel.first == contender] = duel
-    whole = {
-        prompt: (both[True], both[False])
-        for prompt, both in by_prompt.items()
-        if len(both) == 2 and all(duel.winner is not None for duel in both.values())
-    }
-    results = {prompt: _result(*both) for prompt, both in whole.items()}
+    pairs = settled(duels, contender, opponent)
+    results = {pair.prompt_id: _WORTH[pair.winner] for pair in pairs if pair.winner is not None}
     families = {p.id: p.family for p in evidence.prompts}
     values, groups = list(results.values()), [families[prompt] for prompt in results]
-    choices = [(_choice(own_first), _choice(own_second)) for own_first, own_second in whole.values()]
+    choices = list(_choices(duels, contender, results))
     lengths = [_length(evidence, prompt, contender) - _length(evidence, prompt, opponent) for prompt in results]
     return Pairing(
         judge=label(judge, evidence),
@@ -73,7 +70,7 @@ def _pairing(evidence: Evidence, judge: str, contender: str, opponent: str, duel
         wins=values.count(1.0),
         ties=values.count(0.5),
         losses=values.count(0.0),
-        unread=len(by_prompt) - len(whole),
+        unread=len(pairs) - len(results),
         rate=estimate(values, groups, kind="share"),
         controlled=_estimate(length_controlled_win_rate(values, lengths, groups))
         if len(set(groups)) >= FEWEST_GROUPS
@@ -84,9 +81,13 @@ def _pairing(evidence: Evidence, judge: str, contender: str, opponent: str, duel
     )
 
 
-def _choice(duel: Duel) -> Choice:
-    assert duel.winner is not None
-    return duel.winner
+def _choices(duels: Sequence[Duel], contender: str, prompts: Iterable[str]) -> Iterator[tuple[Choice, Choice]]:
+    """What was said of each pair with the contender's answer seen first, and with it seen second."""
+    said = {(duel.prompt_id, duel.first == contender): duel.winner for duel in duels}
+    for prompt in prompts:
+        own_first, own_second = said[prompt, True], said[prompt, False]
+        assert own_first is not None and own_second is not None
+        yield own_first, own_second
 
 
 def _estimate(found: Interval | None) -> Estimate | None:
@@ -98,11 +99,3 @@ def _estimate(found: Interval | None) -> Estimate | None:
 def _length(evidence: Evidence, prompt: str, contender: str) -> int:
     answer = evidence.answer(prompt, contender)
     return len(answer.text) if answer else 0
-
-
-def _result(own_first: Duel, own_second: Duel) -> float:
-    if own_first.winner == "first" and own_second.winner == "second":
-        return 1.0
-    if own_first.winner == "second" and own_second.winner == "first":
-        return 0.0
-    return 0.5

@@ -16,12 +16,12 @@ from mlx_distill.cli.main import main
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import ConfigError
 from mlx_distill.judges.base import Pair
-from mlx_distill.judges.duels import drawn, duel, pairs_of, settled
+from mlx_distill.judges.duels import drawn, duel, pairs_of
 from mlx_distill.judges.run import Judged, judge_all
 from mlx_distill.layout import ComparisonFolder, append_row, read_rows
 from mlx_distill.records import Request
 from mlx_distill.scores import Duel
-from mlx_distill.verdicts import fitting_duels
+from mlx_distill.verdicts import fitting_duels, settled
 from tests.judges.judging import (
     Panellist,
     answers_in,
