@@ -6,6 +6,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -111,9 +112,9 @@ class Tab:
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
-    def paper(self) -> bytes:
-        """The page as a PDF."""
-        return base64.b64decode(self.send("Page.printToPDF")["data"])
+    def pages(self) -> int:
+        """How many sheets of paper the page takes."""
+        return len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(self.send("Page.printToPDF")["data"])))
 
 
 @contextmanager

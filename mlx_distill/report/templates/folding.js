@@ -52,10 +52,11 @@
     });
   }
 
-  // On paper all answers and reasons are open; what changed is a control of the screen.
+  // On paper the prompts are as they were left, folded or not; within them reasons are open, and what changed is a
+  // control of the screen.
   let closed = [];
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open]):not(.diff)")];
+    closed = [...document.querySelectorAll("details:not([open]):not(.diff):not(.fold)")];
     closed.forEach((details) => { details.open = true; });
   });
   addEventListener("afterprint", () => closed.forEach((details) => { details.open = false; }));
