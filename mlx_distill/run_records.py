@@ -26,7 +26,8 @@ class MetricRow(Record):
         target_tokens: How many tokens carried loss.
         tokens: Real tokens read, padding not counted.
         divergence: Mean divergence from the teacher in nats over the same tokens, where one is learned from.
-        on_policy: True for a step on answers that the student wrote: what carried loss are its own tokens.
+        on_policy: True for a step on answers that the student wrote: what carried loss are its own tokens. Of a mean
+            over an epoch: true where all of its steps were, and else those steps are not in it.
         writing_seconds: That it took to write them, and `scoring_seconds` that the teacher took to score them.
         stopped_early: True for the validation after which no step was taken, as patience had run out.
     """
@@ -66,7 +67,12 @@ class MemoryPlan(Record):
         optimizer_bytes: The adapter, its gradient and the optimizer's state.
         activation_bytes: Of the widest batch, as many rows of it at once as `micro_batch_size`.
         prefix_bytes: What kept rows of the frozen layers may take, where `prefix_cache` says; None keeps none.
-        peak_bytes: All in all.
+        teacher_bytes: The weights of a teacher that is in memory beside the student.
+        scoring_bytes: That it takes to read the longest row; it reads one at a time.
+        said_bytes: What it said of the validation rows and is kept.
+        writing_bytes: That the student's writing of its own answers takes, `writing_rows` of them at once.
+        writing_width: Tokens of the longest prompt and its answer: of shorter ones, more are written at once.
+        peak_bytes: All in all. Training, scoring and writing follow one another: the most that one of them takes.
         fixed_bytes: With `token_bytes` and `square_bytes`, what B rows of T tokens take:
             fixed + B·T·token + B·T²·square.
         checkpointing: Whether trained layers are computed twice.
@@ -77,6 +83,12 @@ class MemoryPlan(Record):
     optimizer_bytes: int
     activation_bytes: int
     prefix_bytes: int = 0
+    teacher_bytes: int = 0
+    scoring_bytes: int = 0
+    said_bytes: int = 0
+    writing_bytes: int = 0
+    writing_rows: int | None = None
+    writing_width: int | None = None
     peak_bytes: int
     fixed_bytes: float
     token_bytes: float

@@ -146,7 +146,7 @@ def test_there_is_loss_on_the_answer_alone(tmp_path: Path, data: Path, tiny_mode
         mask[len(prompt) :] = True
         rows.append(TokenRow(np.concatenate([prompt, np.arange(5, dtype=np.int32) + 7]), mask))
     chosen = [4, 0, 3]
-    batches = own_batches(student, rows, chosen, config, 2, lambda count, width: 2)
+    batches = own_batches(student, rows, chosen, config, 2, lambda count, width: 2, lambda count, width: count)
     assert [batch.rows.tolist() for batch in batches] == [[4, 0], [3]]
     for batch in batches:
         assert batch.own
@@ -189,6 +189,26 @@ def test_steps_say_whose_answers_they_learned_from(tmp_path: Path, data: Path, t
     assert {True, False} == {row.get("on_policy", False) for row in steps}
     for row in steps:
         assert ("writing_seconds" in row) == ("scoring_seconds" in row) == row.get("on_policy", False)
+
+
+@pytest.mark.parametrize("own", [0.5, 1.0])
+def test_an_epochs_loss_is_of_the_data_where_any_of_it_is(
+    tmp_path: Path, data: Path, tiny_model: Path, teacher: Path, own: float
+) -> None:
+    train(online(data, tiny_model, tmp_path / "run", teacher, epochs=2, on_policy=own))
+    rows = metrics(tmp_path / "run")
+    steps = [row for row in rows if row["kind"] == "step"]
+    epochs = [row for row in rows if row["kind"] == "train"]
+    assert {row.get("on_policy", False) for row in steps} == ({True, False} if own < 1 else {True})
+    assert len(epochs) == 2
+    for row in epochs:
+        taken = [step for step in steps if row["epoch"] - 1 < step["epoch"] <= row["epoch"]]
+        of_data = [step for step in taken if not step.get("on_policy")]
+        assert row.get("on_policy", False) is (not of_data)
+        counted = of_data or taken
+        tokens = sum(step["target_tokens"] for step in counted)
+        assert row["target_tokens"] == tokens
+        assert row["loss"] == pytest.approx(sum(s["loss"] * s["target_tokens"] for s in counted) / tokens, rel=1e-6)
 
 
 def same_but_for_time(run: Path) -> Any:

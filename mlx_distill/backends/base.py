@@ -169,6 +169,16 @@ class Student(Protocol):
         """Bytes that loss and gradient of a batch take at their peak, beyond what is held before. Learns nothing."""
         ...
 
+    def measure_writing(self, rows: int, prompt: int, answer: int) -> int:
+        """Bytes that `write` takes at its peak, beyond what is held before. Learns nothing.
+
+        Args:
+            rows: Answers written at once.
+            prompt: Tokens of each prompt.
+            answer: Tokens of each answer.
+        """
+        ...
+
     def adopt(self, plan: MemoryPlan, folder: Path) -> None:
         """Compute as the plan says; kept rows that go to disk go to a file in the folder."""
         ...

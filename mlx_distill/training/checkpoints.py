@@ -58,7 +58,8 @@ class Cursor(Record):
         batch: Batches done in the epoch under way.
         step: Optimizer steps done.
         metric_rows: Rows that `metrics.jsonl` had.
-        epoch_sums: Of the steps of the epoch under way.
+        epoch_sums: Of the steps of the epoch under way, on the data's answers.
+        own_sums: Of those on answers that the student wrote.
         window: Of the steps since training was last looked at for divergence.
         lowest_loss: Lowest mean loss of the first step, the first validation and the windows so far.
         best_score: Lowest of what is minimised over the validation rows so far, of the adapter at `best_step`.
@@ -74,6 +75,7 @@ class Cursor(Record):
     step: int = 0
     metric_rows: int = 0
     epoch_sums: Sums = Sums()
+    own_sums: Sums = Sums()
     window: Sums = Sums()
     lowest_loss: float | None = None
     train_loss: float | None = None

@@ -26,7 +26,7 @@ from mlx_distill.training.checkpoints import Cursor, Sums
 from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.interrupts import Interrupts, deferred
 from mlx_distill.training.own_answers import OwnTimes, is_own, own_batches
-from mlx_distill.training.planning import micro_batches, rows_at_once
+from mlx_distill.training.planning import answers_at_once, micro_batches, rows_at_once
 from mlx_distill.training.schedule import learning_rate
 from mlx_distill.training.teaching import Teaching
 from mlx_distill.training.together import any_of
@@ -130,11 +130,14 @@ class Loop:
             within = self.cursor.batch < len(plan) and not self.stopped_early
             if within and self.cursor.step % config.checkpoint_every == 0:
                 self._save()
-        sums = self.cursor.epoch_sums.stats()
-        self._move(epoch_sums=Sums(), train_loss=sums.loss)
+        of_rows, own = self.cursor.epoch_sums.stats(), self.cursor.own_sums.stats()
+        # Tokens that the student wrote say nothing of the rows; of an epoch of such steps alone they are all there is.
+        all_own = own.target_tokens > 0 and of_rows.target_tokens == 0
+        sums = own if all_own else of_rows
+        self._move(epoch_sums=Sums(), own_sums=Sums(), train_loss=sums.loss)
         if whole := self.cursor.batch == len(plan):
             self._move(epoch=self.cursor.epoch + 1, batch=0)
-        self._write_metric("train", sums)
+        self._write_metric("train", sums, own=all_own)
         if whole:
             self._validate(bar)
         self._save()
@@ -157,7 +160,8 @@ class Loop:
         self._move(
             step=cursor.step + 1,
             batch=cursor.batch + 1,
-            epoch_sums=Sums.of(cursor.epoch_sums.stats() + stats),
+            epoch_sums=cursor.epoch_sums if times else Sums.of(cursor.epoch_sums.stats() + stats),
+            own_sums=Sums.of(cursor.own_sums.stats() + stats) if times else cursor.own_sums,
             trained_tokens=cursor.trained_tokens + stats.tokens,
             training_seconds=cursor.training_seconds + seconds,
         )
@@ -184,8 +188,8 @@ class Loop:
         """The same with answers that the student writes, and the seconds that writing and scoring took."""
         rows = self._share(batch)
         started = time.perf_counter()
-        size = partial(rows_at_once, self._plan)
-        own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, size)
+        sizes = partial(rows_at_once, self._plan), partial(answers_at_once, self._plan)
+        own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, *sizes)
         written = time.perf_counter()
         taught = [self._taught("train", found) for found in own]
         return taught, OwnTimes(round(written - started, 3), round(time.perf_counter() - written, 3))
@@ -298,7 +302,13 @@ class Loop:
         self.cursor = self.cursor.model_copy(update=changes)
 
     def _write_metric(
-        self, kind: MetricKind, stats: StepStats, rate: float | None = None, times: OwnTimes | None = None
+        self,
+        kind: MetricKind,
+        stats: StepStats,
+        rate: float | None = None,
+        times: OwnTimes | None = None,
+        *,
+        own: bool = False,
     ) -> None:
         row = MetricRow(
             kind=kind,
@@ -312,7 +322,7 @@ class Loop:
             learning_rate=rate,
             grad_norm=stats.grad_norm,
             divergence=stats.divergence,
-            on_policy=None if times is None else True,
+            on_policy=True if own or times is not None else None,
             writing_seconds=None if times is None else times.writing,
             scoring_seconds=None if times is None else times.scoring,
             stopped_early=True if kind == "valid" and self.stopped_early else None,

@@ -43,6 +43,7 @@ def own_batches(
     config: TrainConfig,
     step: int,
     rows_at_once: Callable[[int, int], int],
+    answers_at_once: Callable[[int, int], int],
 ) -> list[Batch]:
     """The rows' prompts with the student's answers, on which alone there is loss.
 
@@ -51,20 +52,37 @@ def own_batches(
         indices: Which of them.
         step: Decides the draws, together with the row.
         rows_at_once: Of how many rows of a width a batch may be.
+        answers_at_once: How many answers are written at once, of how many, and of how many tokens with their prompts.
     """
     if not indices:
         return []
     prompts = [_prompt(rows[index]) for index in indices]
     keys = [_key(config.seed, step, index) for index in indices]
-    answers = student.write(prompts, keys, max_tokens=config.on_policy_tokens, temperature=config.on_policy_temperature)
+    longest = max(len(prompt) for prompt in prompts)
+    some = answers_at_once(len(prompts), longest + config.on_policy_tokens)
+    answers = [
+        answer
+        for start in range(0, len(prompts), some)
+        for answer in student.write(
+            prompts[start : start + some],
+            keys[start : start + some],
+            max_tokens=config.on_policy_tokens,
+            temperature=config.on_policy_temperature,
+        )
+    ]
     made = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     size = rows_at_once(len(made), padded_width(max(len(row.tokens) for row in made)))
     batches = []
     for start in range(0, len(made), size):
-        some = range(start, min(start + size, len(made)))
-        batch = make_batch(made, some)
-        batches.append(replace(batch, rows=np.array([indices[at] for at in some], np.int32), own=True))
+        part = range(start, min(start + size, len(made)))
+        batch = make_batch(made, part)
+        batches.append(replace(batch, rows=np.array([indices[at] for at in part], np.int32), own=True))
     return batches
+
+
+def longest_prompt(rows: Sequence[TokenRow]) -> int:
+    """Tokens of the longest prompt that an answer is written to."""
+    return max(len(_prompt(row)) for row in rows)
 
 
 def _prompt(row: TokenRow) -> NDArray[np.int32]:

@@ -23,6 +23,7 @@ from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Manifest, ModelRecord, content_hash
 from mlx_distill.run_records import MemoryPlan, RunRecord
 from mlx_distill.training.loop import Loop
+from mlx_distill.training.own_answers import longest_prompt
 from mlx_distill.training.planning import Tokens, describe, plan_memory
 from mlx_distill.training.teaching import Teaching, open_teaching
 from mlx_distill.training.together import common_plan, from_first, require_one_run, share_run, with_own_cache
@@ -109,7 +110,8 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
             }
         )
         share_run(peers, folder)
-        plan = _plan(student, splits, config, folder, earlier, peers)
+        teaching = taught and taught[0]
+        plan = _plan(student, teaching, splits, config, folder, earlier, peers)
         together = f"{peers.size} processes, this one on " if peers.size > 1 else ""
         progress.say(f"{together}{student.device}: {student.ways}.")
         progress.say(describe(plan))
@@ -121,7 +123,7 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         if earlier is not None:
             record = record.model_copy(update={"created": earlier.created})
         layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
-        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, taught and taught[0])
+        loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, teaching)
         return _train(loop, student, splits, folder, record, progress)
 
 
@@ -179,6 +181,7 @@ def _train(
 
 def _plan(
     student: Student,
+    teaching: Teaching | None,
     splits: dict[str, TokenSplit],
     config: TrainConfig,
     folder: layout.RunFolder,
@@ -194,10 +197,15 @@ def _plan(
             longest=max(int(split.lengths.max()) for split in splits.values()),
             trained=int(splits["train"].lengths.sum()),
             evaluated=sum(int(split.lengths.sum()) for name, split in splits.items() if name == "valid"),
+            evaluated_targets=sum(split.target_tokens for name, split in splits.items() if name == "valid"),
+            prompt=longest_prompt(splits["train"].rows) if config.on_policy else 0,
+            answer=config.on_policy_tokens if config.on_policy else 0,
         )
-        mine = plan_memory(student, config, tokens, folder.root, processes=peers.size)
+        mine = plan_memory(student, config, tokens, folder.root, processes=peers.size, teaching=teaching)
         plan = common_plan(peers, mine) if kept is None else with_own_cache(kept, mine)
     student.adopt(plan, folder.root)
+    if teaching is not None:
+        teaching.keep(plan.said_bytes)
     return plan
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlx_distill.batches import Batch
+import numpy as np
+
+from mlx_distill.batches import Batch, TeacherBuckets
 from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
 from mlx_distill.dataset import TokenSplit
 from mlx_distill.errors import ModelError
@@ -19,12 +21,34 @@ from mlx_distill.models.tokenizer import load_tokenizer
 from mlx_distill.progress import Progress
 from mlx_distill.records import content_hash
 
+#: Bytes at most of what an online teacher said of the validation rows and is kept: these are asked for again and again.
+KEPT_BYTES = 256 << 20
+
+#: The split whose rows are asked for again and again.
+_KEPT = "valid"
+
 
 class Teaching(Protocol):
-    """A teacher, as the loop asks it."""
+    """A teacher, as the loop asks it.
+
+    Attributes:
+        weights_bytes: Of its weights; 0 where it is not in memory.
+        position_bytes: Of what it says of a position; 0 where nothing of that is kept.
+    """
+
+    weights_bytes: int
+    position_bytes: int
 
     def with_teacher(self, split: str, batch: Batch) -> Batch:
         """A batch of a split with what the teacher says at its positions."""
+        ...
+
+    def measure(self, width: int) -> int:
+        """Bytes that reading takes at its peak, beyond what is held before, where the longest row has this width."""
+        ...
+
+    def keep(self, size: int) -> None:
+        """Keep this many bytes at most of what is asked for again."""
         ...
 
 
@@ -35,6 +59,9 @@ class CachedTeacher:
         readers: Of each split.
     """
 
+    weights_bytes = 0
+    position_bytes = 0
+
     def __init__(self, readers: Mapping[str, LogitReader]) -> None:
         self._readers = readers
 
@@ -42,19 +69,59 @@ class CachedTeacher:
         """See `Teaching`."""
         return self._readers[split].with_teacher(batch)
 
+    def measure(self, width: int) -> int:
+        """See `Teaching`. No more than the batch itself."""
+        return 0
+
+    def keep(self, size: int) -> None:
+        """See `Teaching`. All of it is on disk."""
+
 
 class OnlineTeacher:
-    """Implements `Teaching` over a model that is in memory beside the student."""
+    """Implements `Teaching` over a model that is in memory beside the student.
+
+    It reads a batch row by row: what it says of a row is then the same to the bit, however many rows the student
+    computes at once, and can be kept.
+    """
 
     def __init__(self, folder: Path, dtype: str) -> None:
         from mlx_distill.backends.mlx.teaching import LogitTeacher
 
         self._teacher = LogitTeacher(folder, dtype=dtype)
         self._top_k = min(DEFAULT_TOP_K, self._teacher.words)
+        self.weights_bytes = self._teacher.weights_bytes
+        # Ids and logarithms, with that of the rest.
+        self.position_bytes = 4 * self._top_k + 4 * (self._top_k + (self._top_k < self._teacher.words))
+        self._kept: dict[int, TeacherBuckets] = {}
+        self._room = 0
 
     def with_teacher(self, split: str, batch: Batch) -> Batch:
-        """See `Teaching`. The split makes no difference here."""
-        return replace(batch, teacher=self._teacher.likeliest(batch, self._top_k))
+        """See `Teaching`."""
+        again = split == _KEPT and not batch.own
+        rows = [int(row) for row in batch.rows]
+        found = {at: self._kept[row] for at, row in enumerate(rows) if again and row in self._kept}
+        missing = [at for at in range(len(rows)) if at not in found]
+        for at, said in zip(missing, self._teacher.row_by_row(batch, missing, self._top_k), strict=True):
+            found[at] = said
+            if again:
+                self._keep(rows[at], said)
+        said_of = [found[at] for at in range(len(rows))]
+        ids, logs = np.concatenate([s.ids for s in said_of]), np.concatenate([s.log_probs for s in said_of])
+        return replace(batch, teacher=TeacherBuckets(ids, logs))
+
+    def measure(self, width: int) -> int:
+        """See `Teaching`."""
+        return self._teacher.measure(width, self._top_k)
+
+    def keep(self, size: int) -> None:
+        """See `Teaching`. Each row that fits is kept when it is first asked for."""
+        self._room = size
+
+    def _keep(self, row: int, said: TeacherBuckets) -> None:
+        size = said.ids.nbytes + said.log_probs.nbytes
+        if size <= self._room:
+            self._kept[row] = said
+            self._room -= size
 
 
 def open_teaching(

@@ -54,12 +54,13 @@ def common_plan(peers: Peers, mine: MemoryPlan) -> MemoryPlan:
     """The plan of the process with the least room, for all; where rows are kept stays each process's own matter."""
     plans = [MemoryPlan.model_validate_json(content) for content in peers.gather(mine.model_dump_json().encode())]
     least = min(plans, key=lambda plan: (not plan.checkpointing, plan.micro_batch_size, plan.activation_bytes))
-    return with_own_cache(least, mine)
+    answers = [plan.writing_rows for plan in plans if plan.writing_rows is not None]
+    return with_own_cache(least.model_copy(update={"writing_rows": min(answers, default=None)}), mine)
 
 
 def with_own_cache(plan: MemoryPlan, mine: MemoryPlan) -> MemoryPlan:
     """A plan with another's keeping of rows, which changes no number."""
-    own = ("prefix_cache", "prefix_bytes", "peak_bytes", "limit_bytes")
+    own = ("prefix_cache", "prefix_bytes", "said_bytes", "peak_bytes", "limit_bytes")
     return plan.model_copy(update={name: getattr(mine, name) for name in own})
 
 

@@ -17,7 +17,9 @@ from mlx_distill.batches import WIDTH_QUANTUM, Batch
 from mlx_distill.config import TrainConfig
 from mlx_distill.errors import ResourceError
 from mlx_distill.layout import RunFolder
-from mlx_distill.training.planning import Growth, Tokens, describe, measure_growth, plan_memory, rows_at_once
+from mlx_distill.run_records import MemoryPlan
+from mlx_distill.training.measuring import Growth, measure_growth, measure_longest
+from mlx_distill.training.planning import Tokens, answers_at_once, describe, plan_memory, rows_at_once
 from mlx_distill.training.run import train
 from tests.training.runs import ROOT, Recorder, chat, make_data, outcome, settings
 
@@ -32,6 +34,7 @@ class Machine:
         cost: Bytes of a batch of (rows, width), checkpointed or not.
         held: Before the first step.
         most: The most that a measurement took.
+        answer_cost: Bytes of one position of prompt or answer that is written.
     """
 
     cost: Callable[[int, int, bool], float]
@@ -39,6 +42,7 @@ class Machine:
     available: int = 16_000 * MB
     prefix_token_bytes: int = 2_000
     most: float = 0.0
+    answer_cost: int = 0
     shapes: list[tuple[int, int]] = field(default_factory=list)
 
     def memory(self) -> Memory:
@@ -51,8 +55,31 @@ class Machine:
         self.shapes.append((rows, width))
         return int(taken)
 
+    def measure_writing(self, rows: int, prompt: int, answer: int) -> int:
+        taken = 2 * MB + rows * (prompt + answer) * self.answer_cost
+        self.most = max(self.most, taken)
+        return taken
+
     def peak_memory_bytes(self) -> int:
         return self.held + int(self.most)
+
+
+@dataclass
+class Reader:
+    """Stands for a teacher whose memory is known."""
+
+    square: int = 0
+    weights_bytes: int = 300 * MB
+    position_bytes: int = 500
+
+    def with_teacher(self, split: str, batch: Batch) -> Batch:
+        raise AssertionError("nothing is read to make a plan")
+
+    def measure(self, width: int) -> int:
+        return 20 * MB + width * width * self.square
+
+    def keep(self, size: int) -> None:
+        raise AssertionError("a plan keeps nothing")
 
 
 def quadratic(rows: int, width: int, checkpointing: bool) -> float:
@@ -71,6 +98,15 @@ def config(tmp_path: Path, **changes: Any) -> TrainConfig:
 def plan_of(machine: Machine, tmp_path: Path, longest: int = 800, **changes: Any) -> Any:
     tokens = Tokens(longest=longest, trained=100_000, evaluated=10_000)
     return plan_memory(machine, config(tmp_path, **changes), tokens, tmp_path)  # type: ignore[arg-type]
+
+
+def taught_plan(machine: Machine, tmp_path: Path, reader: Reader, *, answer: int = 0, **changes: Any) -> Any:
+    """Of a teacher in memory, and of answers to prompts of 300 tokens where there are any."""
+    values = {"distill": "jsd", "teacher_online": "mlx:x", "prefix_cache": "off", **changes}
+    values |= {"on_policy": 0.5, "on_policy_tokens": answer} if answer else {}
+    written = {"prompt": 300, "answer": answer} if answer else {}
+    tokens = Tokens(longest=800, trained=100_000, evaluated=10_000, evaluated_targets=6_000, **written)
+    return plan_memory(machine, config(tmp_path, **values), tokens, tmp_path, teaching=reader)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cost", [quadratic, linear])
@@ -160,6 +196,114 @@ def test_rows_at_once_fit_and_are_even(tmp_path: Path, rows: int, width: int) ->
     assert parts * size - rows < size
     # One part fewer would not fit.
     assert parts == 1 or growth.bytes(-(-rows // (parts - 1)), width) > plan.activation_bytes
+
+
+# A teacher beside the student, and the student's own answers
+
+
+@pytest.mark.parametrize("room_mb", [1, 20, 50, 100, 1000, 10_000])
+@pytest.mark.parametrize("square", [0, 100, 3_000])
+@pytest.mark.parametrize("width", [WIDTH_QUANTUM, 48, 800, 2_000])
+def test_the_longest_row_is_measured_where_there_is_room(room_mb: int, square: int, width: int) -> None:
+    taken: list[int] = []
+
+    def measure(at: int) -> int:
+        taken.append(20 * MB + at * at * square)
+        return taken[-1]
+
+    found = measure_longest(measure, width, room_mb * MB)
+    actual = 20 * MB + width * width * square
+    assert max(taken) <= max(room_mb * MB, 20 * MB + WIDTH_QUANTUM**2 * square)
+    # Never too little; and measured, where the room is that of the worst that the smallest row lets be feared.
+    assert found >= actual
+    if room_mb * MB >= 4 * actual:
+        assert found == actual
+
+
+def test_what_does_not_happen_at_once_is_not_added_up(tmp_path: Path) -> None:
+    machine = Machine(linear, answer_cost=20_000)
+    plan = taught_plan(machine, tmp_path, Reader(square=5_000), answer=200)
+    assert plan.activation_bytes == 4 * 800 * 500_000
+    assert plan.scoring_bytes == 20 * MB + 800 * 800 * 5_000
+    assert plan.writing_bytes == 2 * MB + 4 * 500 * 20_000
+    assert (plan.teacher_bytes, plan.said_bytes) == (300 * MB, 6_000 * 500)
+    # The teacher's weights are held already.
+    assert plan.peak_bytes == machine.held + plan.scoring_bytes + plan.said_bytes
+    assert describe(plan) == (
+        "Memory: 3.72 GB at most of 16.0 GB (0.40 weights + 0.01 adapter and optimizer + 0.30 teacher "
+        "+ 3.22 the teacher's reading); 4 rows at once, 4 answers written at once."
+    )
+
+
+def test_fewer_answers_are_written_at_once_under_a_limit(tmp_path: Path) -> None:
+    """And with each smaller limit no more memory is taken than with the larger."""
+    found = []
+    for limit in ("16GB", "2.3GB", "1.5GB", "1.1GB"):
+        plan = taught_plan(Machine(linear, answer_cost=400_000), tmp_path, Reader(), answer=700, memory_limit=limit)
+        assert plan.peak_bytes <= plan.limit_bytes
+        assert plan.writing_bytes == 2 * MB + plan.writing_rows * 1_000 * 400_000
+        found.append(plan.writing_rows)
+    assert found == [4, 4, 2, 1]
+
+
+def test_own_answers_may_be_the_longest_rows(tmp_path: Path) -> None:
+    short = taught_plan(Machine(linear), tmp_path, Reader(), answer=100)
+    long = taught_plan(Machine(linear), tmp_path, Reader(), answer=900)
+    assert (short.activation_bytes, long.activation_bytes) == (4 * 800 * 500_000, 4 * 1200 * 500_000)
+    assert long.writing_width == 1200
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+@pytest.mark.parametrize("width", [40, 256, 300, 999, 1000])
+def test_answers_at_once_fit_and_are_even(tmp_path: Path, rows: int, width: int) -> None:
+    plan = taught_plan(Machine(linear, answer_cost=400_000), tmp_path, Reader(), answer=700, memory_limit="1.5GB")
+    size = answers_at_once(plan, rows, width)
+
+    def positions(count: int) -> int:
+        return count * (-(-width // 256) * 256)
+
+    parts = -(-rows // size)
+    assert positions(size) <= 2 * 1024
+    assert 1 <= size <= rows and parts * size - rows < size
+    assert parts == 1 or positions(-(-rows // (parts - 1))) > 2 * 1024
+    # A run that an earlier version began wrote all at once.
+    assert answers_at_once(plan.model_copy(update={"writing_rows": None}), rows, width) == rows
+
+
+@pytest.mark.parametrize(
+    ("reader", "answer", "limit", "said", "hints"),
+    [
+        (Reader(), 700, "920MB", "one answer of 700 tokens to a prompt of 300 takes", ["--on-policy-tokens 350"]),
+        (Reader(square=900), 0, "1.1GB", "the teacher, which reads a row of 800 tokens", ["--teacher-logits", "4-bit"]),
+        (Reader(square=900), 700, "1.3GB", "the teacher, which reads a row of 1000", ["--on-policy-tokens 350"]),
+        (Reader(), 0, "560MB", "1 row of 800 tokens take", ["a 4-bit teacher", "--teacher-logits"]),
+        (Reader(), 0, "400MB", "when student and teacher were loaded", ["a 4-bit teacher", "--teacher-logits"]),
+    ],
+)
+def test_what_does_not_fit_beside_training_is_named(
+    tmp_path: Path, reader: Reader, answer: int, limit: str, said: str, hints: list[str]
+) -> None:
+    machine = Machine(linear, answer_cost=400_000)
+    with pytest.raises(ResourceError, match=f"--memory-limit {limit} is not enough: .*{said}") as caught:
+        taught_plan(machine, tmp_path, reader, answer=answer, memory_limit=limit)
+    assert caught.value.hint is not None
+    assert all(hint in caught.value.hint for hint in hints)
+    # Nobody knows before what the student will write.
+    assert ("--teacher-logits" in caught.value.hint) is (not answer)
+
+
+def test_what_the_teacher_said_is_kept_where_there_is_room(tmp_path: Path) -> None:
+    assert taught_plan(Machine(linear), tmp_path, Reader(position_bytes=10**6)).said_bytes == 256 << 20
+    tight = taught_plan(Machine(linear), tmp_path, Reader(position_bytes=10**6), memory_limit="1.1GB")
+    assert 0 <= tight.said_bytes < 256 << 20
+    assert tight.peak_bytes <= tight.limit_bytes
+    assert taught_plan(Machine(linear), tmp_path, Reader(position_bytes=0)).said_bytes == 0
+
+
+def test_the_plan_of_an_earlier_version_loads(tmp_path: Path) -> None:
+    plan = plan_of(Machine(linear), tmp_path)
+    later = {"teacher_bytes", "scoring_bytes", "said_bytes", "writing_bytes", "writing_rows", "writing_width"}
+    assert MemoryPlan.model_validate_json(plan.model_dump_json(exclude=later)) == plan
 
 
 @pytest.mark.parametrize("place", ["memory", "disk", "off"])

@@ -12,14 +12,12 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.generate import BatchGenerator
 from numpy.typing import NDArray
 
 from mlx_distill import layout
 from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import Memory, State, StepStats, total
-from mlx_distill.backends.mlx import device
-from mlx_distill.backends.mlx.drawing import Sampling
+from mlx_distill.backends.mlx import device, writing
 from mlx_distill.backends.mlx.frozen_rows import InMemory, OnDisk
 from mlx_distill.backends.mlx.group import Group
 from mlx_distill.backends.mlx.head import find_head
@@ -33,6 +31,11 @@ from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
 from mlx_distill.distillation import Objective
 from mlx_distill.models.folder import end_tokens
 from mlx_distill.run_records import MemoryPlan
+
+_WRITING_ADVICE = (
+    "The last checkpoint stands. Go on with a --memory-limit below what was in use: fewer answers are then written at "
+    "once; a new --run with fewer --on-policy-tokens saves more."
+)
 
 
 class MlxStudent:
@@ -132,26 +135,15 @@ class MlxStudent:
         self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
     ) -> list[NDArray[np.int32]]:
         """See `Student.write`."""
-        self._model.eval()
-        generator = BatchGenerator(
-            self._model,
-            stop_tokens=[[token] for token in sorted(self._end_tokens)],
-            completion_batch_size=len(prompts),
-            prefill_batch_size=len(prompts),
-        )
-        samplers = [Sampling(temperature, key).sampler() for key in keys]
-        try:
-            with self._allocations():
-                count = len(prompts)
-                uids = generator.insert([p.tolist() for p in prompts], [max_tokens] * count, samplers=samplers)
-                written: dict[int, list[int]] = {uid: [] for uid in uids}
-                while responses := generator.next_generated():
-                    for response in responses:
-                        written[response.uid].append(int(response.token))
-        finally:
-            generator.close()
-        mx.clear_cache()
-        return [np.array(written[uid], np.int32) for uid in uids]
+        with device.explained_allocation(_WRITING_ADVICE):
+            return writing.write(
+                self._model, prompts, keys, ends=self._end_tokens, max_tokens=max_tokens, temperature=temperature
+            )
+
+    def measure_writing(self, rows: int, prompt: int, answer: int) -> int:
+        """See `Student.measure_writing`."""
+        with device.explained_allocation(_WRITING_ADVICE):
+            return writing.measure(self._model, rows, prompt, answer)
 
     def state(self) -> State:
         """See `Student.state`."""

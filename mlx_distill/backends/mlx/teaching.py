@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_distill.backends.mlx import device
 from mlx_distill.backends.mlx.head import CHUNK, find_head
 from mlx_distill.backends.mlx.loading import load_frozen
-from mlx_distill.batches import Batch, TeacherBuckets
+from mlx_distill.batches import Batch, TeacherBuckets, padded_width
+
+_ADVICE = (
+    "What was written stands. A 4-bit teacher takes less; so does one that is asked before training, with  "
+    "mlx-distill logits, and is not in memory beside the student."
+)
 
 
 class LogitTeacher:
@@ -23,6 +31,7 @@ class LogitTeacher:
     Attributes:
         words: Of its vocabulary: columns of its logits.
         dtype: That it computes in.
+        weights_bytes: Of its weights.
 
     Raises:
         ModelError: It does not load.
@@ -36,6 +45,7 @@ class LogitTeacher:
         probe = self._model(mx.array([[0, 1]]))
         self.words = int(probe.shape[-1])
         self.dtype = str(probe.dtype).removeprefix("mlx.core.")
+        self.weights_bytes = sum(value.nbytes for _, value in tree_flatten(self._model.parameters()))
         self.device = device.describe_device()
 
     def likeliest(self, batch: Batch, top_k: int) -> TeacherBuckets:
@@ -44,6 +54,36 @@ class LogitTeacher:
         Args:
             top_k: Words named, at most `words`.
         """
+        found = self._read(batch, top_k)
+        mx.clear_cache()
+        return found
+
+    def row_by_row(self, batch: Batch, places: Sequence[int], top_k: int) -> list[TeacherBuckets]:
+        """The same of each of these rows of a batch, read alone and no wider than it is.
+
+        So what it says of a row does not depend on the company that the row is in, to the bit, and it never takes more
+        than one row does.
+        """
+        with device.explained_allocation(_ADVICE):
+            found = [self._read(_alone(batch, at), top_k) for at in places]
+        mx.clear_cache()
+        return found
+
+    def measure(self, width: int, top_k: int) -> int:
+        """Bytes that reading one row of a width takes at its peak, beyond what is held before."""
+        tokens = np.arange(width, dtype=np.int32)[None] % 8
+        mask = np.arange(width)[None] > 0
+        row = np.zeros(1, np.int32)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        with device.explained_allocation(_ADVICE):
+            self._read(Batch(tokens, mask, row + width, row), top_k)
+        taken = int(mx.get_peak_memory() - before)
+        mx.clear_cache()
+        return taken
+
+    def _read(self, batch: Batch, top_k: int) -> TeacherBuckets:
         rows, columns = np.nonzero(batch.loss_mask)
         places = mx.array((rows * batch.tokens.shape[1] + columns - 1).astype(np.int32))
         tokens = mx.array(batch.tokens)
@@ -58,8 +98,20 @@ class LogitTeacher:
             mx.eval(named, found)
             ids.append(np.array(named))
             logs.append(np.array(found))
-        mx.clear_cache()
         return TeacherBuckets(np.concatenate(ids), np.concatenate(logs))
+
+
+def _alone(batch: Batch, at: int) -> Batch:
+    width = padded_width(int(batch.lengths[at]))
+    one = slice(at, at + 1)
+    return replace(
+        batch,
+        tokens=batch.tokens[one, :width],
+        loss_mask=batch.loss_mask[one, :width],
+        lengths=batch.lengths[one],
+        rows=batch.rows[one],
+        teacher=None,
+    )
 
 
 def _likeliest(logits: mx.array, top_k: int) -> tuple[mx.array, mx.array]:

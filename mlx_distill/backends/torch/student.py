@@ -148,6 +148,10 @@ class TorchStudent:
         """See `Student.write`. Refused when the student is made."""
         raise NotImplementedError
 
+    def measure_writing(self, rows: int, prompt: int, answer: int) -> int:
+        """See `Student.measure_writing`. Refused when the student is made."""
+        raise NotImplementedError
+
     def gradients(self) -> dict[str, NDArray[np.float32]]:
         """What the last step learned from, after clipping, by mlx-lm's names."""
         return {n: one.to_mlx(one.parameter.grad) for n, one in self._trained.items() if one.parameter.grad is not None}
