@@ -76,6 +76,10 @@ class HeldOutLoss(Record):
         model: What read it.
         nll: Negative log-likelihood of the answer's tokens, their sum in nats.
         tokens: That carry loss.
+        divergence: KL(teacher‖model) in nats, summed over these tokens, of the teacher's `top_k` likeliest words and
+            all others as one; None where it was not measured, or is no number.
+        teacher: Whose distribution that is, MODEL@REVISION.
+        top_k: Words of it that were named.
     """
 
     format: Literal[1] = 1
@@ -84,6 +88,9 @@ class HeldOutLoss(Record):
     model: str
     nll: float
     tokens: int = Field(gt=0)
+    divergence: float | None = None
+    teacher: str | None = None
+    top_k: int | None = Field(default=None, gt=0)
 
 
 class Duel(Record):

@@ -42,7 +42,10 @@ def command(config: CompareConfig, progress: Progress) -> Summary:
     figures = {name: _figures(name, rows, tested, read) for name in record.models}
     width = max(10, *map(len, record.models))
     head = f"{'':<{width}} {'answers':>7} {'cut':>4} {'tokens':>8} {'seconds':>8} {'tokens/s':>9}"
-    lines = [head + (f" {'passed':>12}" if tested else "") + (f" {'perplexity':>11}" if read else "")]
+    measured = next((row.teacher for row in read if row.divergence is not None), None)
+    head += f" {'passed':>12}" if tested else ""
+    head += f" {'perplexity':>11}" if read else ""
+    lines = [head + (f" {'divergence':>11}" if measured else "")]
     for name, found in figures.items():
         speed = record.tokens_per_second.get(name)
         line = (
@@ -53,11 +56,15 @@ def command(config: CompareConfig, progress: Progress) -> Summary:
             line += f" {_passed(found):>12}"
         if read:
             line += f" {_perplexity(found):>11}"
+        if measured:
+            line += f" {_divergence(found):>11}"
         lines.append(line)
     if tested:
         lines.append("  passed: of the answers to tasks with hidden tests, those that pass all of them")
     if read:
         lines.append("  perplexity: of the teacher's held-out answers; lower is nearer to the teacher")
+    if measured:
+        lines.append(f"  divergence: from {measured}, in nats a token of these; 0 is that teacher itself")
     lines.append(f"  answers  {files.generations}")
     lines.append(f"  next:    mlx-distill judge {folder}")
     data = {
@@ -80,8 +87,11 @@ def _figures(
     }
     if scored := [row for row in tested if row.contender == name]:
         found |= {"tested": len(scored), "passed": sum(row.outcome.passed for row in scored)}
-    if losses := [row for row in read if row.contender == name]:
+    losses = [row for row in read if row.contender == name]
+    if losses:
         found["perplexity"] = math.exp(sum(row.nll for row in losses) / sum(row.tokens for row in losses))
+    if known := [(row.divergence, row.tokens) for row in losses if row.divergence is not None]:
+        found["divergence"] = sum(apart for apart, _ in known) / sum(tokens for _, tokens in known)
     return found
 
 
@@ -93,3 +103,8 @@ def _passed(found: dict[str, Any]) -> str:
 
 def _perplexity(found: dict[str, Any]) -> str:
     return f"{found['perplexity']:.2f}" if "perplexity" in found else "—"
+
+
+def _divergence(found: dict[str, Any]) -> str:
+    # Rounding may take what is nothing below it.
+    return f"{max(found['divergence'], 0.0):.3f}" if "divergence" in found else "—"

@@ -45,7 +45,7 @@ def held_out_rows(run: RunRecord, model: Path, limit: int, progress: Progress) -
                 continue
             rows = tokenise_split(path, tokenizer, max_length=length).rows
         except (MlxDistillError, OSError) as error:
-            progress.say(f"{path}: held-out answers cannot be read ({error}); their perplexity is left out.")
+            progress.say(f"{path}: held-out answers cannot be read ({error}); perplexity and divergence are left out.")
             return {}
         found: dict[str, ProbeRow] = {}
         for at in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)) if len(rows) else []:
@@ -55,5 +55,5 @@ def held_out_rows(run: RunRecord, model: Path, limit: int, progress: Progress) -
                 found[content_hash(list(tokens))] = ProbeRow(tokens=tokens, positions=positions)
         if found:
             return found
-    progress.say("The run's data has no held-out answers: their perplexity is left out.")
+    progress.say("The run's data has no held-out answers: perplexity and divergence are left out.")
     return {}

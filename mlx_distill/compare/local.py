@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mlx_distill import layout
 from mlx_distill.agreement import ProbeRow
 from mlx_distill.compare.contenders import LocalContender
+from mlx_distill.compare.distribution import Distribution
 from mlx_distill.config import CompareConfig
 from mlx_distill.progress import Progress
 from mlx_distill.records import Generation, Message, Prompt
 from mlx_distill.scores import HeldOutLoss
+
+if TYPE_CHECKING:
+    from mlx_distill.backends.mlx.generation import Generator
 
 #: A prompt, and which of the answers to it.
 Wanted = tuple[Prompt, int]
@@ -20,6 +26,7 @@ def answer(
     contender: LocalContender,
     wanted: Sequence[Wanted],
     rows: dict[str, ProbeRow],
+    teacher: Distribution | None,
     config: CompareConfig,
     folder: layout.ComparisonFolder,
     progress: Progress,
@@ -28,6 +35,7 @@ def answer(
 
     Args:
         rows: To read, by the hash of their tokens.
+        teacher: What a local teacher says of these rows.
 
     Returns:
         Its answers, and the device that it ran on.
@@ -76,16 +84,23 @@ def answer(
     if rows:
         with progress.task(f"{contender.name.capitalize()} reads the teacher's held-out answers", len(rows)) as bar:
             for sha256, row_ in rows.items():
-                loss = HeldOutLoss(
-                    row_sha256=sha256,
-                    contender=contender.name,
-                    model=contender.model,
-                    nll=generator.negative_log_likelihood(row_),
-                    tokens=len(row_.positions),
-                )
-                layout.append_row(folder.held_out, loss)
+                layout.append_row(folder.held_out, _loss(contender, sha256, row_, generator, teacher))
                 bar.advance()
     return made, generator.device
+
+
+def _loss(
+    contender: LocalContender, sha256: str, row: ProbeRow, generator: Generator, teacher: Distribution | None
+) -> HeldOutLoss:
+    found = generator.read(row, teacher.buckets[sha256] if teacher else None)
+    loss = HeldOutLoss(
+        row_sha256=sha256, contender=contender.name, model=contender.model, nll=found.nll, tokens=len(row.positions)
+    )
+    if teacher is None or found.divergence is None:
+        return loss
+    # What is no number cannot be written as one, and reading it again would not make it one.
+    known = found.divergence if math.isfinite(found.divergence) else None
+    return loss.model_copy(update={"divergence": known, "teacher": teacher.teacher, "top_k": teacher.top_k})
 
 
 def _conversation(prompt: Prompt) -> list[Message]:

@@ -1,6 +1,7 @@
 """The step `compare`.
 
-Reads: adapters/RUN/ (run.json, fused/), the base model, a prompt file, tasks, data/NAME/{test,valid}.jsonl.
+Reads: adapters/RUN/ (run.json, fused/), the base model, a local teacher, a prompt file, tasks,
+       data/NAME/{test,valid}.jsonl.
 Writes: visuals/NAME/{generations.jsonl,comparison.json,outcomes.jsonl,heldout.jsonl,teacher.db}.
 
 All contenders get the same prompts and one token budget; an answer cut by it is flagged, not hidden. Each answer is
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from mlx_distill import layout
 from mlx_distill.agreement import ProbeRow
 from mlx_distill.compare.asked import ask
 from mlx_distill.compare.contenders import AskedContender, Contending, LocalContender, contenders_of
+from mlx_distill.compare.distribution import Source, read_teacher, source_of
 from mlx_distill.compare.held_out import held_out_rows
 from mlx_distill.compare.local import Wanted, answer
 from mlx_distill.compare.questions import Questions, questions_of, sets_of
@@ -58,16 +61,21 @@ def compare(config: CompareConfig, progress: Progress = SILENT) -> ComparisonRec
         base = next(c for c in contenders if isinstance(c, LocalContender) and c.name == "base")
         held_out = held_out_rows(run, base.folder, config.held_out, progress)
         rows = _keep_valid(folder, contenders, questions, config)
-        read = _keep_read(folder, contenders, held_out)
+        source = source_of(config, run, base.folder, progress) if held_out else Source()
+        unread = _keep_read(folder, contenders, held_out, source)
+        # Once, about all rows, and before the first model that reads them is loaded.
+        every = {sha256: row for own in unread.values() for sha256, row in own.items()}
+        teacher = cache(lambda: read_teacher(source, every, progress))
         device = run.device
         for contender in contenders:
             if isinstance(contender, AskedContender):
                 rows += ask(contender, questions.prompts, frozenset(questions.tasks), config, folder, progress)
                 continue
             wanted = _missing(contender, questions, rows, config.samples)
-            unread = _unread(contender, held_out, read)
-            if wanted or unread:
-                made, device = answer(contender, wanted, unread, config, folder, progress)
+            to_read = unread.get(contender.name, {})
+            if wanted or to_read:
+                said = teacher() if to_read else None
+                made, device = answer(contender, wanted, to_read, said, config, folder, progress)
                 rows += made
         rows = _in_order(contenders, questions, rows)
         layout.write_text(folder.generations, "".join(row.to_json() + "\n" for row in rows))
@@ -102,31 +110,24 @@ def _keep_valid(
 
 
 def _keep_read(
-    folder: layout.ComparisonFolder, contenders: Sequence[Contending], rows: dict[str, ProbeRow]
-) -> set[tuple[str, str]]:
-    """(contender, hash) of what was read by an earlier call and still holds; the file then holds just that."""
-    models = {contender.name: contender.model for contender in contenders if _reads(contender)}
+    folder: layout.ComparisonFolder, contenders: Sequence[Contending], rows: dict[str, ProbeRow], source: Source
+) -> dict[str, dict[str, ProbeRow]]:
+    """What each contender has yet to read, by the hash of its tokens.
+
+    The file is rewritten to hold just what an earlier call read and still holds.
+    """
+    # Others may have another tokenizer: losses a token say nothing between two of these.
+    models = {contender.name: contender.model for contender in contenders if contender.name in ("base", "distilled")}
     kept = {
-        (row.contender, row.row_sha256): row
+        (row.contender, row.row_sha256): source.fitting(row)
         for row in layout.read_rows(folder.held_out, HeldOutLoss)
-        if row.row_sha256 in rows and models.get(row.contender) == row.model
+        if row.row_sha256 in rows and models.get(row.contender) == row.model and source.holds(row)
     }
     if rows:
         layout.write_text(folder.held_out, "".join(row.to_json() + "\n" for row in kept.values()))
     else:
         folder.held_out.unlink(missing_ok=True)
-    return set(kept)
-
-
-def _reads(contender: Contending) -> bool:
-    """Others may have another tokenizer: losses a token say nothing between two of these."""
-    return contender.name in ("base", "distilled")
-
-
-def _unread(contender: Contending, rows: dict[str, ProbeRow], read: set[tuple[str, str]]) -> dict[str, ProbeRow]:
-    if not _reads(contender):
-        return {}
-    return {sha256: row for sha256, row in rows.items() if (contender.name, sha256) not in read}
+    return {name: {sha256: row for sha256, row in rows.items() if (name, sha256) not in kept} for name in models}
 
 
 def _missing(contender: LocalContender, questions: Questions, kept: Sequence[Generation], samples: int) -> list[Wanted]:

@@ -43,6 +43,11 @@ class CompareConfig(Settings):
     held_out: int = Field(
         64, ge=0, description="Held-out answers of the data set, whose perplexity is measured at most; 0 is off."
     )
+    divergence: Literal["auto", "off"] = Field(
+        "auto",
+        description="On those answers, how far base and student are from a local teacher's distribution: auto where "
+        "that model (--teacher mlx:MODEL, else what was distilled) is here. It is loaded once more.",
+    )
     out: Path | None = Field(None, description="Folder of the comparison.  [default: visuals/NAME of the run]")
     fused: Path | None = Field(None, description="Folder of the fused model.  [default: RUN/fused]")
     repetition_penalty: float = Field(

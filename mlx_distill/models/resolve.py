@@ -21,7 +21,7 @@ from mlx_distill.models.gguf import cached_folder, convert_gguf
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import ModelRecord
 
-__all__ = ["context_length", "resolve"]
+__all__ = ["context_length", "resolve", "resolve_here"]
 
 #: Seconds that the Hub gets to answer for a model that there is another way to.
 _QUICK = 3.0
@@ -77,6 +77,24 @@ def resolve(spec: str, *, progress: Progress = SILENT) -> ModelRecord:
     if (match := hub.HUB_ID.fullmatch(spec)) and path.suffix != ".gguf":
         return _resolve_hub(spec, match["id"], match["revision"], progress)
     raise ModelError(f"There is no model '{spec}': {_tried(path)}.", hint=_near(spec, path))
+
+
+def resolve_here(spec: str, *, progress: Progress = SILENT) -> ModelRecord | None:
+    """Like `resolve`, of what this machine has: nothing is downloaded. None where the model is not here.
+
+    Raises:
+        ModelError, InputError, ResourceError: What is here is not a whole model, or cannot be converted.
+    """
+    if (bundled := BUNDLED.get(spec)) is not None:
+        here = cached_folder(bundled.sha256).is_dir() or hub.cached(bundled.hub_id) is not None
+        return _resolve_bundled(spec, bundled, progress) if here else None
+    path = _as_path(spec)
+    if path.exists():
+        return resolve(spec, progress=progress)
+    match = hub.HUB_ID.fullmatch(spec)
+    found = hub.cached(match["id"], match["revision"]) if match else None
+    # Named by its whole commit, the Hub is not asked for it.
+    return resolve(f"{match['id']}@{found[1]}", progress=progress) if match and found else None
 
 
 def _as_path(spec: str) -> Path:

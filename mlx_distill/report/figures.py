@@ -8,10 +8,12 @@ from typing import get_args
 
 from mlx_distill.report.analysis import Analysis
 from mlx_distill.report.intervals import Estimate
+from mlx_distill.report.losses import Distances
 from mlx_distill.report.objective import Group, Objective
 from mlx_distill.report.scores import label
 from mlx_distill.report.wording import (
     count,
+    distance,
     duration,
     nats,
     percent,
@@ -23,6 +25,7 @@ from mlx_distill.report.wording import (
     signed,
     span,
     title_of,
+    visible,
 )
 from mlx_distill.scores import Ending
 
@@ -145,34 +148,53 @@ def _groups(title: str, first: str, groups: dict[str, Group], found: Objective) 
 
 
 def tables_of_losses(analysis: Analysis) -> list[Table]:
-    """How likely the students find held-out answers of the teacher."""
+    """How likely the students find held-out answers of the teacher, and how far they are from its distribution."""
     found = analysis.losses
     if found is None:
         return []
-    rows = []
-    for contender, fluency in found.contenders.items():
-        change = found.changes.get(contender)
-        rows.append(
-            (
-                title_of(contender),
-                perplexity(fluency.perplexity),
-                f"{fluency.nats:.3f}",
-                nats(change.value if change else None),
-                span(change.interval if change else None, nats),
-                verdict_on(change, less_is_more=True) if change else "–",
-            )
-        )
+    rows = [
+        (title_of(c), perplexity(f.perplexity), f"{f.nats:.3f}", *_less_is_more(found.changes.get(c)))
+        for c, f in found.contenders.items()
+    ]
     first = next(iter(found.contenders.values()))
-    note = f"Over {plural(first.tokens, 'token')} of {plural(first.rows, 'answer')}, the same for all; lower is better."
-    return [
+    tables = [
         Table(
             "Perplexity of the teacher's held-out answers",
             ("Contender", "Perplexity", "Nats a token", "Change from base", "95 % interval", "Verdict"),
             tuple(rows),
             tuple(found.contenders),
-            note=note,
+            note=f"Over {_amount(first.tokens, first.rows)}, the same for all; lower is better.",
         )
     ]
+    return tables if found.distances is None else [*tables, _distances(found.distances)]
+
+
+def _distances(found: Distances) -> Table:
+    rows = [(title_of(c), distance(v), *_less_is_more(found.changes.get(c))) for c, v in found.contenders.items()]
+    words = "all its words" if found.top_k is None else f"its {found.top_k} likeliest words and all others as one"
+    note = (
+        f"How far a model's guess at the next word is from that of {visible(found.teacher)}: 0 is that teacher itself, "
+        f"lower is nearer. It is the forward KL divergence, KL(teacher‖model), over {words}, at "
+        f"{_amount(found.tokens, found.rows)}. What training minimised may be another, and was of other rows."
+    )
+    if found.elsewhere:
+        note += f" Measured against another teacher, and not shown: {', '.join(map(title_of, found.elsewhere))}."
+    return Table(
+        "Divergence from the teacher on its held-out answers",
+        ("Contender", "Nats a token", "Change from base", "95 % interval", "Verdict"),
+        tuple(rows),
+        tuple(found.contenders),
+        note=note,
+    )
+
+
+def _amount(tokens: int, answers: int) -> str:
+    return f"{plural(tokens, 'token')} of {plural(answers, 'answer')}"
+
+
+def _less_is_more(change: Estimate | None) -> Sequence[str]:
+    """A change in nats a token, its interval and the verdict on it."""
+    return (*_estimate(change, nats), verdict_on(change, less_is_more=True) if change else "–")
 
 
 def tables_of_pairs(analysis: Analysis) -> list[Table]:

@@ -12,7 +12,7 @@ from mlx_distill.report.intervals import FEW_GROUPS, FEWEST_GROUPS, Estimate
 from mlx_distill.report.objective import Objective
 from mlx_distill.report.scores import Scorecard
 from mlx_distill.report.training import Course
-from mlx_distill.report.wording import loss, money, percent, plural, score, signed, span, title_of, visible
+from mlx_distill.report.wording import distance, loss, money, percent, plural, score, signed, span, title_of, visible
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,20 @@ def training_finding(course: Course) -> str | None:
 
 def _moved(before: float, after: float) -> str:
     return "fell" if after < before else "rose" if after > before else "stayed"
+
+
+def minimised_finding(course: Course) -> str | None:
+    """Which divergence from the teacher training minimised, and how it moved; None where text alone was learned."""
+    found = course.minimised
+    if found is None:
+        return None
+    teacher = f" from {found.teacher}" if found.teacher else ""
+    text = f"Training minimised the {found.name}{teacher}"
+    if found.best is not None:
+        begun = "" if found.first is None else f"{distance(found.first)} → "
+        text += f"; on the validation rows it went {begun}{distance(found.best)} nats a token"
+    own = " Steps on answers that the student wrote are not among the training rows." if found.own else ""
+    return f"{text}.{own}"
 
 
 def cost_finding(scaling: CostScaling) -> str:

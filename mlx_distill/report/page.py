@@ -22,6 +22,7 @@ from mlx_distill.report.cost import SCALES
 from mlx_distill.report.curves import curves, points_table
 from mlx_distill.report.evidence import Evidence
 from mlx_distill.report.intervals import Estimate
+from mlx_distill.report.losses import Losses
 from mlx_distill.report.palette import slot
 from mlx_distill.report.prose import render_answer
 from mlx_distill.report.radar import radar
@@ -85,7 +86,7 @@ def page(analysis: Analysis) -> str:
             first=scored[0] if scored else None,
             gap=findings.gap_closed(scored[0]) if scored else None,
             standings=standings(analysis),
-            facts=facts(evidence, course),
+            facts=facts(evidence, course, analysis.losses),
             missing=analysis.missing,
             cautions=analysis.cautions,
             tests=figures.tables_of_tests(analysis),
@@ -100,6 +101,7 @@ def page(analysis: Analysis) -> str:
             many=len(cases) >= MANY_PROMPTS,
             curves=curves(course) if course else [],
             points=points_table(course) if course else None,
+            minimised=findings.minimised_finding(course) if course else None,
             settings=settings_of(evidence),
             commands=commands_to_repeat(evidence),
             style=Markup(style),
@@ -123,6 +125,7 @@ def _environment(evidence: Evidence) -> Environment:
         "change": wording.change,
         "percent": wording.percent,
         "loss": wording.loss,
+        "distance": wording.distance,
         "count": wording.count,
         "money": wording.money,
         "visible": wording.visible,
@@ -161,7 +164,7 @@ def standings(analysis: Analysis) -> list[Standing]:
     return found
 
 
-def facts(evidence: Evidence, course: Course | None) -> list[Fact]:
+def facts(evidence: Evidence, course: Course | None, losses: Losses | None = None) -> list[Fact]:
     """The figures beneath the headline."""
     found: list[Fact] = []
     run = evidence.run
@@ -171,6 +174,11 @@ def facts(evidence: Evidence, course: Course | None) -> list[Fact]:
         found.append(Fact("Validation loss", wording.loss(b.loss), wording.loss(a.loss) if moved else None))
         accuracy = wording.percent(a.token_accuracy) if moved else None
         found.append(Fact("Token accuracy", wording.percent(b.token_accuracy), accuracy))
+    apart = losses.distances.contenders if losses and losses.distances else {}
+    if "distilled" in apart:
+        before = wording.distance(apart["base"]) if "base" in apart else None
+        detail = "forward KL, nats a token, held-out answers"
+        found.append(Fact("Divergence from the teacher", wording.distance(apart["distilled"]), before, detail))
     counts = findings.cut_counts(evidence)
     if "distilled" in counts:
         before = f"{counts['base'][1] - counts['base'][0]}" if "base" in counts else None

@@ -30,7 +30,7 @@ from mlx_distill.report.rivals import with_rivals
 from mlx_distill.report.tables import results
 
 #: Raised when a change makes the same evidence give another report.
-CODE_FORMAT = 2
+CODE_FORMAT = 3
 
 CHARTS = ("objective", "training_curves", "model_scorecard", "prompt_comparison", "cost_scaling")
 

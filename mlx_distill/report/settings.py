@@ -30,7 +30,9 @@ def settings_of(evidence: Evidence) -> list[tuple[str, str]]:
         rows += [
             ("Teacher", ", ".join((manifest.teacher, *manifest.teacher_models))),
             ("Teacher's terms", f"{manifest.terms.licence}. {manifest.terms.summary}"),
-            ("Prompts asked, answered", f"{manifest.prompts}, {manifest.answered}"),
+            (f"{manifest.unit.capitalize()} asked, answered", f"{manifest.asked}, {manifest.answered}"),
+            ("Answers asked for to a prompt", str(manifest.samples) if manifest.samples > 1 else None),
+            ("Temperature of these answers", None if manifest.temperature is None else f"{manifest.temperature:g}"),
             ("Left out of training", ", ".join(f"{d.reason} {d.count}" for d in manifest.dropped) or None),
             ("Collection time", duration(manifest.collection_seconds)),
         ]

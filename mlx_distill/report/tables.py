@@ -18,6 +18,7 @@ from mlx_distill.report.training import Course
 from mlx_distill.report.wording import (
     change,
     code_cell,
+    distance,
     loss,
     money,
     percent,
@@ -85,21 +86,23 @@ def _notes(title: str, notes: Sequence[Note]) -> list[str]:
 def _training(course: Course | None) -> list[str]:
     if course is None:
         return []
-    head = ("Epoch", "Train loss", "Train token accuracy", "Valid loss", "Valid token accuracy", "Adapter kept")
+    head = ("Epoch", "Train loss", "Train token accuracy", "Valid loss", "Valid token accuracy")
     rows = [
         (
             "before" if e.number == 0 else str(e.number),
-            loss(e.train_loss),
-            percent(e.train_accuracy),
-            loss(e.valid_loss),
-            percent(e.valid_accuracy),
+            *(loss(e.train_loss), percent(e.train_accuracy), loss(e.valid_loss), percent(e.valid_accuracy)),
+            *((distance(e.train_divergence), distance(e.valid_divergence)) if course.minimised else ()),
             "yes" if e.kept else "",
         )
         for e in course.epochs
     ]
-    parts = ["## Training progress", markdown_table(head, rows)]
-    if course.test:
-        parts.append(f"Test: loss {loss(course.test.loss)}, token accuracy {percent(course.test.token_accuracy)}.")
+    apart = ("Train divergence", "Valid divergence") if course.minimised else ()
+    parts = ["## Training progress", markdown_table((*head, *apart, "Adapter kept"), rows)]
+    if found := findings.minimised_finding(course):
+        parts.append(plain_cell(found))
+    if test := course.test:
+        more = "" if test.divergence is None else f", divergence {distance(test.divergence)}"
+        parts.append(f"Test: loss {loss(test.loss)}, token accuracy {percent(test.token_accuracy)}{more}.")
     return [*parts, "![Training curves](training_curves.png)"]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_distill.report.evidence import Evidence
-from mlx_distill.run_records import MetricRow
+from mlx_distill.run_records import MetricRow, RunRecord
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Epoch:
         number: 0 is before the first step.
         train_loss: Mean over all target tokens of the epoch's steps, in nats.
         kept: Whether the adapter that was kept is from this epoch's end.
+        train_divergence: Mean divergence from the teacher over the same tokens, in nats; None where none was learned.
     """
 
     number: int
@@ -28,6 +30,27 @@ class Epoch:
     valid_accuracy: float | None
     learning_rate: float | None
     kept: bool
+    train_divergence: float | None = None
+    valid_divergence: float | None = None
+
+
+@dataclass(frozen=True)
+class Minimised:
+    """The divergence from a teacher that training minimised, over its own rows.
+
+    Attributes:
+        name: Which it is, such as "reverse KL divergence".
+        teacher: Whose distribution was learned, where that is known.
+        first: Over the validation rows before the first step, in nats a token.
+        best: The same with the adapter that was kept.
+        own: Whether some steps were on answers that the student wrote; these are no part of means over training rows.
+    """
+
+    name: str
+    teacher: str | None
+    first: float | None
+    best: float | None
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,7 @@ class Course:
         test: The final test, if there was a test split.
         epochs: The progress table.
         best: The evaluation of the adapter that was kept.
+        minimised: None where text alone was learned.
     """
 
     steps: tuple[MetricRow, ...]
@@ -47,6 +71,18 @@ class Course:
     test: MetricRow | None
     epochs: tuple[Epoch, ...]
     best: MetricRow | None
+    minimised: Minimised | None = None
+
+    @property
+    def of_rows(self) -> tuple[MetricRow, ...]:
+        """The steps on training rows; all steps, where each was on answers that the student wrote."""
+        return _of_rows(self.steps)
+
+    @property
+    def steps_title(self) -> str:
+        """What the loss of `of_rows` is on."""
+        own = bool(self.steps) and all(row.on_policy for row in self.steps)
+        return "the student's own answers" if own else "training rows"
 
     @property
     def first(self) -> MetricRow | None:
@@ -65,7 +101,40 @@ def course_of(evidence: Evidence) -> Course | None:
     best = next((row for row in valid if row.step == best_step), None)
     if best is None and valid:
         best = min(valid, key=lambda row: row.loss)
-    return Course(steps, valid, tests[-1] if tests else None, _epochs(steps, valid, best), best)
+    minimised = _minimised(evidence.run, steps, valid, best)
+    return Course(steps, valid, tests[-1] if tests else None, _epochs(steps, valid, best), best, minimised)
+
+
+def _minimised(
+    run: RunRecord | None, steps: Sequence[MetricRow], valid: Sequence[MetricRow], best: MetricRow | None
+) -> Minimised | None:
+    recorded = (run.first_divergence, run.divergence) if run else ()
+    if all(value is None for value in (*recorded, *(row.divergence for row in (*steps, *valid)))):
+        return None
+    first, last = (valid[0].divergence if valid else None), (best.divergence if best else None)
+    if run is not None:
+        first = first if run.first_divergence is None else run.first_divergence
+        last = last if run.divergence is None else run.divergence
+    return Minimised(
+        name=_name_of(run.config if run else {}),
+        teacher=run.distilled_from if run else None,
+        first=first,
+        best=last,
+        own=any(row.on_policy for row in steps),
+    )
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    """The divergence that a training was told to minimise, in words."""
+    names = {
+        "forward-kl": "forward KL divergence",
+        "reverse-kl": "reverse KL divergence",
+        "jsd": f"generalised Jensen-Shannon divergence, beta {config.get('distill_beta')}",
+    }
+    name = names.get(str(config.get("distill")), "divergence")
+    temperature, weight = config.get("distill_temperature", 1), config.get("distill_weight", 1)
+    name += f", at temperature {temperature}" if temperature != 1 else ""
+    return name + (f", at a weight of {weight} against the loss" if weight != 1 else "")
 
 
 def epoch_ends(course: Course) -> list[tuple[int, int]]:
@@ -93,17 +162,31 @@ def _epochs(steps: Sequence[MetricRow], valid: Sequence[MetricRow], best: Metric
 
 
 def _epoch(number: int, steps: Sequence[MetricRow], valid: MetricRow | None, best: MetricRow | None) -> Epoch:
-    tokens = sum(row.target_tokens for row in steps)
+    rows = _of_rows(steps)
     return Epoch(
         number=number,
         steps=len(steps),
-        train_loss=sum(row.loss * row.target_tokens for row in steps) / tokens if tokens else None,
-        train_accuracy=sum(row.token_accuracy * row.target_tokens for row in steps) / tokens if tokens else None,
+        train_loss=_mean((row.loss, row.target_tokens) for row in rows),
+        train_accuracy=_mean((row.token_accuracy, row.target_tokens) for row in rows),
         valid_loss=valid.loss if valid else None,
         valid_accuracy=valid.token_accuracy if valid else None,
         learning_rate=steps[-1].learning_rate if steps else None,
         kept=valid is not None and best is not None and valid.step == best.step,
+        train_divergence=_mean((row.divergence, row.target_tokens) for row in rows),
+        valid_divergence=valid.divergence if valid else None,
     )
+
+
+def _of_rows(steps: Sequence[MetricRow]) -> tuple[MetricRow, ...]:
+    # What the student wrote says nothing of the rows, as the loop has it too.
+    return tuple(row for row in steps if not row.on_policy) or tuple(steps)
+
+
+def _mean(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """The mean of what is known, each as often as it has tokens."""
+    known = [(value, tokens) for value, tokens in values if value is not None]
+    total = sum(tokens for _, tokens in known)
+    return sum(value * tokens for value, tokens in known) / total if total else None
 
 
 def _epoch_of(row: MetricRow) -> int:

@@ -59,6 +59,11 @@ def nats(value: float | None) -> str:
     return "±0.000" if abs(value) < 0.0005 else f"{value:+.3f}".replace("-", "−")
 
 
+def distance(value: float | None) -> str:
+    """A divergence in nats; rounding may take what is nothing below it."""
+    return "–" if value is None else f"{max(value, 0.0):.3f}"
+
+
 def perplexity(value: float | None) -> str:
     """A perplexity; one that is beyond all numbers says so."""
     if value is None:

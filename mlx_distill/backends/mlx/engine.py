@@ -2,7 +2,8 @@
 
 A request joins those under way at the next token, and leaves the moment its answer is whole or it is taken back.
 Where more wait than fit, they are taken in slices of like length, so that little is padded, and the slice of the
-one that has waited longest comes first, so that none waits for ever. Greedy; `generation.py` says what that means.
+one that has waited longest comes first, so that none waits for ever. Greedy, or drawn with a key of each answer's own;
+`generation.py` says what that means.
 
 An engine lives in one thread, as MLX does: make it, use it and close it there. It does not divide a long prompt's
 reading to keep the others writing beyond what mlx-lm does (2,048 tokens at a time), nor share common prefixes.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.generation import ChatModel
 from mlx_distill.errors import InputError
 from mlx_distill.records import Message, StopReason
@@ -47,6 +49,7 @@ class _Job:
     prompt: list[int]
     budget: int
     cut: StopReason
+    sampling: Sampling | None
     written: list[int] = field(default_factory=list)
 
 
@@ -70,13 +73,16 @@ class Engine:
         #: By mlx-lm's number of the sequence.
         self._active: dict[int, _Job] = {}
 
-    def add(self, key: int, conversation: Sequence[Message], *, max_tokens: int) -> None:
+    def add(
+        self, key: int, conversation: Sequence[Message], *, max_tokens: int, sampling: Sampling | None = None
+    ) -> None:
         """Take a request.
 
         Args:
             key: What its completion is handed back under.
             conversation: Ends with what is to be answered.
             max_tokens: Budget of the answer. Where the model's context has less room, that is the budget.
+            sampling: How the answer is drawn; None is greedy.
 
         Raises:
             InputError: The chat template refuses the conversation, or it fills the context alone.
@@ -89,7 +95,7 @@ class Engine:
                 hint="Shorten the prompt.",
             )
         cut: StopReason = "length" if max_tokens <= room else "context"
-        self._waiting.append(_Job(key, prompt, min(max_tokens, room), cut))
+        self._waiting.append(_Job(key, prompt, min(max_tokens, room), cut, sampling))
 
     def remove(self, keys: Iterable[int]) -> None:
         """Take requests back; those that are answered already are passed over."""
@@ -136,7 +142,12 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._batch_size:
             jobs = self._next_slice(min(PREFILL_BATCH, self._batch_size - len(self._active)))
-            numbers = self._generator.insert([job.prompt for job in jobs], [job.budget for job in jobs])
+            numbers = self._generator.insert(
+                [job.prompt for job in jobs],
+                [job.budget for job in jobs],
+                # mlx-lm's own, which is greedy, in the place of None.
+                samplers=[None if job.sampling is None else job.sampling.sampler() for job in jobs],
+            )
             self._active.update(zip(numbers, jobs, strict=True))
 
     def _next_slice(self, size: int) -> list[_Job]:

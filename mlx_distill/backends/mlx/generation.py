@@ -8,6 +8,7 @@ way.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,23 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from jinja2.exceptions import TemplateError
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.utils import load_tokenizer
+from numpy.typing import NDArray
 
 from mlx_distill.agreement import ProbeRow
 from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx.distill import divergence_of
 from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.head import Head, find_head
 from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
 from mlx_distill.backends.mlx.observing import logits_at
+from mlx_distill.batches import TeacherBuckets
+from mlx_distill.distillation import Objective
 from mlx_distill.errors import InputError
 from mlx_distill.models.folder import context_length
 from mlx_distill.models.tokenizer import require_chat_template
@@ -38,6 +44,9 @@ from mlx_distill.rows import as_template_message
 
 #: How many of the last tokens a repetition penalty looks back on.
 PENALISED_TOKENS = 64
+
+#: What a divergence that is told, and not learned from, is.
+_FORWARD = Objective("forward-kl")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,20 @@ class Answer:
     stop: StopReason
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of a row's tokens, each a sum over its positions, in nats.
+
+    Attributes:
+        nll: Negative log-likelihood.
+        divergence: KL(teacher‖model) over the teacher's buckets; None without a teacher. Infinite where it names a
+            word that the model does not have.
+    """
+
+    nll: float
+    divergence: float | None
 
 
 class ChatModel:
@@ -216,21 +239,23 @@ class Generator:
         )
         return self._generate(generator, prompts, max_tokens, sampling or [None] * len(prompts), bar or Bar())
 
-    def negative_log_likelihood(self, row: ProbeRow) -> float:
-        """How unlikely the model finds the tokens that follow a row's positions.
+    def read(self, row: ProbeRow, teacher: TeacherBuckets | None = None) -> Reading:
+        """Read a row, and say how likely the model finds the tokens that follow its positions.
 
-        Returns:
-            The sum over them, in nats.
+        Args:
+            teacher: What a teacher says there, whose divergence from the model is then told.
         """
-        model, parts = self._model.module, self._parts
-        total, at = 0.0, 0
-        for logits in logits_at(model, parts, row):
-            targets = mx.array(row.targets[at : at + logits.shape[0]])
+        total, apart, at = 0.0, 0.0, 0
+        for logits in logits_at(self._model.module, self._parts, row):
+            here = slice(at, at + logits.shape[0])
+            targets = mx.array(row.targets[here])
             found = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
             total += float((mx.logsumexp(logits, axis=-1) - found).sum().item())
-            at += logits.shape[0]
+            if teacher is not None:
+                apart += _divergence(logits, teacher.ids[here], teacher.log_probs[here])
+            at = here.stop
         mx.clear_cache()
-        return total
+        return Reading(total, None if teacher is None else apart)
 
     @cached_property
     def _parts(self) -> tuple[Callable[[mx.array], mx.array], Head] | None:
@@ -270,3 +295,9 @@ class Generator:
         finally:
             generator.close()
             mx.clear_cache()
+
+
+def _divergence(logits: mx.array, ids: NDArray[np.int32], log_probs: NDArray[np.float32]) -> float:
+    if int(ids.max()) >= logits.shape[1]:
+        return math.inf
+    return float(divergence_of(logits, (mx.array(ids), mx.array(log_probs)), _FORWARD).item())
