@@ -20,6 +20,10 @@ class DataFolder:
         return self.root / "ledger.db"
 
     @property
+    def judge_ledger(self) -> Path:
+        return self.root / "judge.db"
+
+    @property
     def prompts(self) -> Path:
         return self.root / "prompts.jsonl"
 

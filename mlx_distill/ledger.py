@@ -77,8 +77,9 @@ class Ledger:
             before = self._count()
             self.db.executemany(
                 """
-                INSERT INTO requests (key, prompt_id, family, teacher, system, messages, max_tokens, planned_at)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                INSERT INTO requests
+                    (key, prompt_id, family, teacher, system, messages, max_tokens, sample, temperature, planned_at)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
                 ON CONFLICT (key) DO UPDATE SET prompt_id = excluded.prompt_id, family = excluded.family
                 WHERE prompt_id != excluded.prompt_id OR family != excluded.family
                 """,
@@ -91,6 +92,8 @@ class Ledger:
                         request.system,
                         json.dumps([m.model_dump(exclude_none=True) for m in request.messages], ensure_ascii=False),
                         request.max_tokens,
+                        request.sample,
+                        request.temperature,
                         now,
                     )
                     for request in requests
@@ -325,6 +328,8 @@ def _entry(row: sqlite3.Row) -> Entry:
         messages=json.loads(row["messages"]),
         system=row["system"],
         max_tokens=row["max_tokens"],
+        sample=row["sample"],
+        temperature=row["temperature"],
     )
     reply = None
     if row["stop"] is not None:

@@ -64,6 +64,14 @@ class Spending:
         """The most that has been spent, all told."""
         return self.paid + self.cut + self.under_way
 
+    def __add__(self, other: Spending) -> Spending:
+        return Spending(
+            self.paid + other.paid,
+            self.cut + other.cut,
+            self.under_way + other.under_way,
+            self.cut_sendings + other.cut_sendings,
+        )
+
 
 @dataclass(frozen=True)
 class Standing:

@@ -79,6 +79,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        # Which of several answers to the prompt it asks for, and the temperature that this is drawn with.
+        "ALTER TABLE requests ADD COLUMN sample INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE requests ADD COLUMN temperature REAL",
+    ),
 )
 
 

@@ -65,19 +65,21 @@ def local_teacher(spec: str) -> str:
     return spec.removeprefix("mlx:")
 
 
-def positions_of(split: TokenSplit) -> NDArray[np.int64]:
-    """How many positions of each row carry loss, (rows,)."""
-    return np.array([row.target_tokens for row in split.rows], np.int64)
+def read_positions(split: TokenSplit) -> tuple[NDArray[np.int64], str]:
+    """Which positions of a split carry loss, in one reading of its rows.
 
-
-def tokens_sha256(split: TokenSplit) -> str:
-    """Hash of what a tokenizer and its chat template made of a split: equal where the positions are the same ones."""
+    Returns:
+        How many of each row, (rows,), and a hash of what a tokenizer and its chat template made of the split: equal
+        where the positions are the same ones.
+    """
     digest = hashlib.sha256()
-    for row in split.rows:
+    positions = np.empty(len(split.rows), np.int64)
+    for at, row in enumerate(split.rows):
         digest.update(len(row.tokens).to_bytes(4, "little"))
         digest.update(np.ascontiguousarray(row.tokens).tobytes())
         digest.update(np.packbits(row.loss_mask).tobytes())
-    return digest.hexdigest()
+        positions[at] = row.target_tokens
+    return positions, digest.hexdigest()
 
 
 def _places(
@@ -85,7 +87,8 @@ def _places(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of each row that was written, and which of these each row of the split is."""
     whole = tokenise_split(split.path, tokenizer, max_length=record.max_length)
-    if tokens_sha256(whole) != written.tokens_sha256:
+    positions, found = read_positions(whole)
+    if found != written.tokens_sha256:
         same = content_hash(tokenizer.chat_template) == record.template_sha256
         raise _other_tokenizer(folder, record, "tokenizers cut" if same else "chat templates write")
     number = {int(line): at for at, line in enumerate(whole.lines)}
@@ -96,7 +99,7 @@ def _places(
             path=layout.logits_record(folder),
             hint="Train with that, or make them again with a greater one, into another --out.",
         )
-    return positions_of(whole), np.array([number[int(line)] for line in split.lines], np.int64)
+    return positions, np.array([number[int(line)] for line in split.lines], np.int64)
 
 
 def _require_same_tokenizer(folder: Path, record: LogitsRecord, tokenizer: Any, words: int) -> None:

@@ -24,7 +24,7 @@ from mlx_distill.config import LogitsConfig
 from mlx_distill.dataset import TokenSplit, load_splits
 from mlx_distill.errors import ConfigError, OccupiedError
 from mlx_distill.logit_cache import MOST_WORDS, LogitsRecord, LogitWriter, SplitLogits, entry_type, packed
-from mlx_distill.logit_source import local_teacher, positions_of, tokens_sha256, vocabulary_sha256
+from mlx_distill.logit_source import local_teacher, read_positions, vocabulary_sha256
 from mlx_distill.models.folder import fingerprint
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
@@ -63,6 +63,7 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
         with progress.task(f"Loading {model.name}"):
             teacher = LogitTeacher(Path(model.path), dtype=config.dtype)
         _require_words(config, teacher.words)
+        read = {name: read_positions(split) for name, split in splits.items()}
         record = LogitsRecord(
             teacher=spec,
             revision=model.revision,
@@ -76,7 +77,7 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
             splits={
                 name: SplitLogits(
                     sha256=split.sha256,
-                    tokens_sha256=tokens_sha256(split),
+                    tokens_sha256=read[name][1],
                     rows=len(split.rows),
                     positions=split.target_tokens,
                 )
@@ -87,7 +88,7 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
         size = sum(split.target_tokens for split in splits.values()) * entry_type(config.top_k).itemsize
         layout.require_disk(folder, size, what="The teacher's logits")
         for name, split in splits.items():
-            writer = LogitWriter(folder, name, config.top_k, positions_of(split))
+            writer = LogitWriter(folder, name, config.top_k, read[name][0])
             with progress.task(f"{name}: the teacher reads", total=len(split.rows), unit="rows") as bar:
                 bar.advance(len(split.rows) - len(writer.missing))
                 for rows in _by_length(writer.missing, split, config.batch_size):

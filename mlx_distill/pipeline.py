@@ -210,26 +210,34 @@ def _revision(teacher: str) -> str:
 
 def _prompts(recipe: Recipe) -> Step:
     from mlx_distill import prompts
+    from mlx_distill.evaluation.tasks import read_prompts
 
     config = recipe.prompts
     assert config.out is not None
     out = config.out
 
     def run(_progress: Progress) -> None:
-        prompts.write_prompts(out, prompts.load_prompts(config.file, modifiers=config.modifiers))
+        prompts.write_prompts(out, read_prompts(config.file, modifiers=config.modifiers))
 
     return Step("prompts", config, out.parent, [layout.find_input(config.file)], [out], prompts.CODE_FORMAT, run)
 
 
 def _collect(recipe: Recipe) -> Step:
     from mlx_distill.collect import run as collecting
+    from mlx_distill.evaluation.tasks import is_task_file
+    from mlx_distill.judges import choosing
+    from mlx_distill.judges import run as judging
 
     config = recipe.collect
+    if config.prompts == recipe.prompts.out and is_task_file(recipe.prompts.file):
+        # Their hidden tests are in the file alone.
+        config = config.model_copy(update={"prompts": layout.find_input(recipe.prompts.file)})
+    judge = {"rubric": judging.CODE_FORMAT, "judge": _revision(config.judge)} if config.choose == "best" else {}
     folder = layout.DataFolder(config.out)
     splits = [folder.split(name) for name in layout.SPLITS if name == "train" or folder.split(name).exists()]
 
     def run(progress: Progress) -> None:
-        manifest = collecting.collect_from_spec(config, progress)
+        manifest = collecting.collect_from_spec(config, progress, scorer=choosing.open_scorer(config))
         collecting.require_all_answered(manifest)
 
     return Step(
@@ -240,7 +248,7 @@ def _collect(recipe: Recipe) -> Step:
         [folder.manifest, *splits],
         collecting.CODE_FORMAT,
         run,
-        facts={"teacher": _revision(config.teacher)},
+        facts={"teacher": _revision(config.teacher), **judge},
     )
 
 

@@ -87,7 +87,12 @@ class Prompt(Record):
 
 
 class Request(Record):
-    """What a teacher is asked."""
+    """What a teacher is asked.
+
+    Attributes:
+        sample: Which of the answers to the prompt this asks for, from 0.
+        temperature: That the answer is drawn with; None leaves it to the teacher.
+    """
 
     prompt_id: str
     family: str
@@ -95,18 +100,31 @@ class Request(Record):
     messages: tuple[Message, ...] = Field(min_length=1)
     system: str | None = None
     max_tokens: int = Field(gt=0)
+    sample: int = Field(default=0, ge=0)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @property
     def key(self) -> str:
         """Identity of the request: a hash of all that decides the answer, and of nothing else."""
-        return content_hash(
-            {
-                "teacher": self.teacher,
-                "system": self.system,
-                "messages": [m.model_dump(exclude_none=True) for m in self.messages],
-                "max_tokens": self.max_tokens,
-            }
-        )
+        return content_hash({**self._content(), "max_tokens": self.max_tokens})
+
+    @property
+    def draw_key(self) -> str:
+        """As `key`, whatever the token limit: one that is asked again with more tokens is drawn as it was."""
+        return content_hash(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "teacher": self.teacher,
+            "system": self.system,
+            "messages": [m.model_dump(exclude_none=True) for m in self.messages],
+        }
+        # Left out where they say nothing: what was paid for before there were samples is found again.
+        if self.sample:
+            content["sample"] = self.sample
+        if self.temperature is not None:
+            content["temperature"] = self.temperature
+        return content
 
 
 class Usage(Record):
@@ -153,7 +171,11 @@ class TeacherTerms(Record):
 
 
 class DropCount(Record):
-    """How many answers a collection left out of training for one reason."""
+    """How many answers a collection left out of training for one reason.
+
+    Attributes:
+        prompt_ids: The prompts that they answer, each once.
+    """
 
     reason: str
     count: int = Field(ge=0)
@@ -182,6 +204,8 @@ class Manifest(Record):
     """`data/NAME/manifest.json`: what a data set is made of.
 
     Attributes:
+        samples: Answers asked for to each prompt. All that counts answers counts each of them.
+        temperature: That they were drawn with; None where that was left to the teacher.
         rows: Rows a split.
         sha256: Of each split's file.
         cost_usd: At the price table's date; 0 for a teacher without a price.
@@ -189,15 +213,19 @@ class Manifest(Record):
         max_tokens_ceiling: Limit up to which a cut answer was asked again.
         asked_again: Requests that repeated a cut answer with a higher limit; their cost is in `cost_usd` as well.
         batch_answers: Replies that came by way of a batch, at its price.
-        refusals: Refused prompts by the provider's category; "none given" where it gave none.
-        unsent: Prompts not sent yet, since the budget had no room for them.
-        in_batch: Prompts under way in a batch.
+        refusals: Refusals by the provider's category; "none given" where it gave none.
+        unsent: Requests not sent yet, since the budget had no room for them.
+        in_batch: Requests under way in a batch.
         cut_sendings: Sendings that the network or the end of a process cut off: each may have been billed.
         cut_usd: The most that these can have cost; not in `cost_usd`.
         held_out: Prompt files that prompts were held against.
         contaminated: Prompts left out → the held-out prompt that they are too close to.
         credentials: Answers left out, by the kind of credential they seem to hold.
         verification: None where the answers' code was not run.
+        chosen_by: Of the answers to a prompt: "first", "shortest" or the judge that chose; None where all are rows.
+        unscored: Answers that the judge gave no verdict on that can be read.
+        judge_usd: The most that the judge has cost; not in `cost_usd`.
+        none_left: Prompts that have whole answers, all of which were left out; not those that are contaminated.
     """
 
     format: Literal[1] = 1
@@ -207,6 +235,8 @@ class Manifest(Record):
     teacher_models: tuple[str, ...] = ()
     terms: TeacherTerms
     prompts: int
+    samples: int = Field(default=1, gt=0)
+    temperature: float | None = None
     answered: int
     rows: dict[str, int]
     families: dict[str, int]
@@ -229,6 +259,20 @@ class Manifest(Record):
     contaminated: dict[str, str] = {}
     credentials: dict[str, int] = {}
     verification: VerificationSummary | None = None
+    chosen_by: str | None = None
+    unscored: int = 0
+    judge_usd: float = 0.0
+    none_left: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> int:
+        """Answers asked for: every sample of every prompt."""
+        return self.prompts * self.samples
+
+    @property
+    def unit(self) -> str:
+        """What `asked` counts, as a word: "prompts", or "requests" where each has several samples."""
+        return "prompts" if self.samples == 1 else "requests"
 
 
 class ModelRecord(Record):

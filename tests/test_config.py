@@ -61,6 +61,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "train.teacher_online": {"train.distill": "jsd"},
     "train.on_policy": {"train.distill": "jsd", "train.teacher_online": "mlx:teacher"},
     "compare.samples": {"compare.temperature": 0.5},
+    "collect.judge": {"collect.choose": "best"},
+    "collect.judge_url": {"collect.choose": "best"},
 }
 
 

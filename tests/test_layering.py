@@ -101,6 +101,7 @@ OUTSIDERS: dict[str, tuple[str, ...]] = {
         "logit_source",
         "logits",
         "compare.held_out",
+        "compare.distribution",
         "stats",
         "agreement",
         "probing",

@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 
 from mlx_distill.errors import FolderError, InputError, ResourceError
 from mlx_distill.ledger import Ledger
-from mlx_distill.records import Message, Reply, Request, StopReason, Usage
+from mlx_distill.ledger_schema import APPLICATION_ID, MIGRATIONS
+from mlx_distill.records import Message, Reply, Request, StopReason, Usage, content_hash
 
 
-def request_for(text: str, *, prompt_id: str = "p", family: str = "f", max_tokens: int = 9) -> Request:
+def request_for(
+    text: str,
+    *,
+    prompt_id: str = "p",
+    family: str = "f",
+    max_tokens: int = 9,
+    sample: int = 0,
+    temperature: float | None = None,
+) -> Request:
     return Request(
         prompt_id=prompt_id,
         family=family,
@@ -24,6 +33,8 @@ def request_for(text: str, *, prompt_id: str = "p", family: str = "f", max_token
         messages=(Message(role="user", content=text),),
         system="S",
         max_tokens=max_tokens,
+        sample=sample,
+        temperature=temperature,
     )
 
 
@@ -159,7 +170,98 @@ def test_it_is_durable_by_its_settings(tmp_path: Path) -> None:
     assert pragmas == PRAGMAS
 
 
-PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1, "user_version": 2}
+PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "fullfsync": 1, "checkpoint_fullfsync": 1, "user_version": 3}
+
+
+def test_old_migrations_are_never_edited() -> None:
+    """A ledger that went through them once has what they made then."""
+    assert content_hash(MIGRATIONS[:2]) == "2e49ebde8f6cca3dceb77eab2994a26493f34005eb9b246849c10fd48911aa80"
+
+
+#: Of `request_for("hi")`, written down when a request had neither sample nor temperature.
+OLD_KEY = "55f41ab2e7bb331a3bfc1601d1b3ccba234c82ac0d7afb7027816d2562fadee5"
+
+
+@pytest.fixture
+def of_schema_2(tmp_path: Path) -> Path:
+    """A ledger as it was before there were samples: one answer that was paid for, one request under way in a batch."""
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as db:
+        for statement in (*MIGRATIONS[0], *MIGRATIONS[1]):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 2")
+        db.execute(
+            """
+            INSERT INTO requests (key, prompt_id, family, teacher, system, messages, max_tokens, state, text, stop,
+                stop_reason, model, input_tokens, output_tokens, seconds, cost_usd, prices_dated, attempts, planned_at,
+                sent_at, done_at, cut, cut_usd, worst_usd)
+            VALUES (?, 'p', 'f', 't', 'S', '[{"role": "user", "content": "hi"}]', 9, 'answered', ?, 'end',
+                'end_turn', 'm-1', 3, 5, 0.25, 0.5, '2026-11-01', 2, '2026-11-01T00:00:00.000+00:00',
+                '2026-11-01T00:00:01.000+00:00', '2026-11-01T00:00:02.000+00:00', 1, 0.75, 0.75)
+            """,
+            (OLD_KEY, REPLY.text),
+        )
+        db.execute(
+            """
+            INSERT INTO requests (key, prompt_id, family, teacher, messages, max_tokens, state, attempts, batch,
+                worst_usd, planned_at)
+            VALUES ('k', 'q', 'q', 't', '[{"role": "user", "content": "ho"}]', 9, 'sent', 1, 1, 0.25, 'then')
+            """
+        )
+        db.execute(
+            """
+            INSERT INTO batches (teacher, state, requests, bytes, sha256, provider_id, intended_at)
+            VALUES ('t', 'submitted', 1, 2, 'x', 'msgbatch_1', 'then')
+            """
+        )
+        db.execute("INSERT INTO batch_members (batch, key) VALUES (1, 'k')")
+    db.close()
+    return path
+
+
+def contents(path: Path) -> dict[str, list[dict[str, object]]]:
+    """All that a ledger holds, by table."""
+    with sqlite3.connect(path) as db:
+        db.row_factory = sqlite3.Row
+        found = {
+            table: [dict(row) for row in db.execute(f"SELECT * FROM {table}")]
+            for table in ("requests", "batches", "batch_members")
+        }
+    db.close()
+    return found
+
+
+def test_a_ledger_of_before_there_were_samples_loses_nothing(of_schema_2: Path) -> None:
+    before = contents(of_schema_2)
+    with Ledger(of_schema_2) as ledger:
+        entry = ledger.entry(REQUEST.key)
+        assert entry is not None
+        assert (entry.request, entry.reply, REQUEST.key) == (REQUEST, REPLY, OLD_KEY)
+        assert (entry.state, entry.cost_usd, entry.attempts, entry.cut, entry.cut_usd) == ("answered", 0.5, 2, 1, 0.75)
+        assert (ledger.spending().paid, ledger.spending().under_way) == (0.5, 0.25)
+        # It is found again, and not asked again; more answers to its prompt are requests of their own.
+        assert ledger.plan([REQUEST]) == 0
+        assert ledger.unsent([REQUEST.key, "k"]) == []
+        more = [request_for("hi", sample=1), request_for("hi", temperature=0.5)]
+        assert ledger.plan(more) == 2
+        assert ledger.unsent(request.key for request in more) == [request.key for request in more]
+    after = contents(of_schema_2)
+    assert (after["batches"], after["batch_members"]) == (before["batches"], before["batch_members"])
+    assert after["requests"][:2] == [{**row, "sample": 0, "temperature": None} for row in before["requests"]]
+    with Ledger(of_schema_2) as ledger:
+        assert [entry.request for entry in ledger.entries()][2:] == more
+
+
+@given(st.integers(0, 10**6), st.none() | st.floats(0, 2))
+def test_sample_and_temperature_come_back_to_the_last_bit(sample: int, temperature: float | None) -> None:
+    request = request_for("hi", sample=sample, temperature=temperature)
+    with Ledger(Path(":memory:")) as ledger:
+        ledger.plan([request])
+        entry = ledger.entry(request.key)
+    assert entry is not None
+    assert entry.request == request
+    assert entry.request.key == request.key
 
 
 def test_a_newer_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:

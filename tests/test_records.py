@@ -66,6 +66,8 @@ REQUESTS = st.builds(
     messages=st.lists(MESSAGES, min_size=1, max_size=3),
     system=st.none() | TEXT,
     max_tokens=st.integers(1, 10**6),
+    sample=st.integers(0, 99),
+    temperature=st.none() | st.floats(0, 2),
 )
 
 
@@ -208,6 +210,9 @@ def test_a_manifest_of_before_can_be_read() -> None:
     }
     manifest = Manifest.model_validate(first)
     assert (manifest.cost_usd, manifest.dropped, manifest.terms.accepted) == (0.0, (), False)
+    assert (manifest.samples, manifest.temperature, manifest.asked, manifest.unit) == (1, None, 1, "prompts")
+    several = Manifest.model_validate({**first, "prompts": 7, "samples": 3})
+    assert (several.asked, several.unit) == (21, "requests")
 
 
 def test_a_run_of_before_can_be_read() -> None:
@@ -261,6 +266,14 @@ def test_what_cannot_be_is_refused(record: type[Record], values: dict[str, Any])
         record.model_validate(values)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"sample": -1}, {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}]
+)
+def test_a_draw_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        request(**changes)
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_token_limit_is_positive(limit: int) -> None:
     with pytest.raises(ValidationError):
@@ -311,8 +324,32 @@ def test_a_request_is_known_by_what_decides_its_answer() -> None:
         request(messages=(Message(role="user", content="Hi"), Message(role="assistant", content="Hi"))),
         # Not to be confused with a system text that says the same.
         request(messages=(Message(role="system", content="Be brief."), Message(role="user", content="Hi"))),
+        request(sample=1),
+        request(sample=2),
+        request(temperature=0.0),
+        request(temperature=1.0),
+        request(sample=1, temperature=1.0),
     ]
     assert len({first.key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_what_was_asked_before_there_were_samples_is_known_by_the_same_key() -> None:
+    """Written down when a request had neither sample nor temperature: ledgers hold paid answers under such keys."""
+    old = "5b865b1291fdcce6ab03d5cd6e045a9392b9012db08df9ffdda689766ea7e129"
+    assert request().key == request(sample=0, temperature=None).key == old
+
+
+def test_a_token_limit_is_no_part_of_how_an_answer_is_drawn() -> None:
+    first = request(sample=1, temperature=1.0)
+    assert request(sample=1, temperature=1.0, max_tokens=200, prompt_id="q").draw_key == first.draw_key
+    others = [
+        request(sample=2, temperature=1.0),
+        request(sample=1, temperature=0.5),
+        request(sample=1, temperature=1.0, teacher="anthropic:n"),
+        request(sample=1, temperature=1.0, system="S"),
+        request(sample=1, temperature=1.0, messages=(Message(role="user", content="Hi "),)),
+    ]
+    assert len({first.draw_key, *(other.draw_key for other in others)}) == 1 + len(others)
 
 
 # What records say of themselves.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import click
 
@@ -23,18 +24,35 @@ _IDS_SHOWN = 5
     mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --dry-run
     mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --accept-terms --max-cost 5
     mlx-distill collect --prompts my-prompts.txt --teacher anthropic:claude-sonnet-4-6 --accept-terms --batch --no-wait
+    mlx-distill collect --prompts my-tasks.toml --teacher mlx:MODEL --samples 8 --temperature 0.8 --verify
+    mlx-distill collect --prompts my-prompts.txt --teacher mlx:MODEL --samples 4 --temperature 0.8 --choose best
     """,
     keeps="Every answer received is in the ledger; the same command goes on from there.",
 )
 def command(config: CollectConfig, progress: Progress) -> Summary:
-    """Ask a teacher every prompt and make a data set of its answers."""
+    """Ask a teacher every prompt and make a data set of its answers.
+
+    Of several answers to a prompt, those that pass, or the best of them, can be kept.
+    """
     from mlx_distill.collect.run import collect_from_spec, estimate_from_spec
 
     if config.dry_run:
         from mlx_distill.cli.estimate import summarise_estimate
 
-        return summarise_estimate(estimate_from_spec(config))
-    return summarise(collect_from_spec(config, progress, confirm=_ask if sys.stdin.isatty() else None), config)
+        return _with_judge(summarise_estimate(estimate_from_spec(config)), config)
+    from mlx_distill.judges.choosing import open_scorer
+
+    confirm = _ask if sys.stdin.isatty() else None
+    return summarise(collect_from_spec(config, progress, confirm=confirm, scorer=open_scorer(config)), config)
+
+
+def _with_judge(found: Summary, config: CollectConfig) -> Summary:
+    """A dry run's summary, which names a judge that is a model: it reads answers, so its cost cannot be told yet."""
+    if config.choose != "best" or config.judge == "rubric":
+        return found
+    assert not callable(found.lines)
+    line = f"Not in this: {config.judge}, who chooses the best, is asked about every answer. --max-cost holds for both."
+    return replace(found, data={**found.data, "judge": config.judge}, lines=[*found.lines, line])
 
 
 def _ask(question: str) -> bool:
@@ -44,12 +62,14 @@ def _ask(question: str) -> bool:
 def summarise(manifest: Manifest, config: CollectConfig) -> Summary:
     """What a collection came to; failed where prompts are without a reply and nothing is known to hold it back."""
     failed = next((drop.count for drop in manifest.dropped if drop.reason == "failed"), 0)
+    each = f", {manifest.samples} to each of {manifest.prompts} prompts" if manifest.samples > 1 else ""
     lines = [
-        f"{manifest.answered} of {manifest.prompts} prompts answered by {manifest.teacher}.",
+        f"{manifest.answered} of {manifest.asked} {manifest.unit} answered by {manifest.teacher}{each}.",
         f"{config.out}: {_splits(manifest)}." if any(manifest.rows.values()) else "No data set yet.",
         *(f"Left out, {drop.reason}: {drop.count} ({_ids(drop)})." for drop in manifest.dropped),
         *_shares(manifest),
         *_quality(manifest),
+        *_choice(manifest),
     ]
     if any(manifest.rows.values()):
         lines += [
@@ -58,7 +78,8 @@ def summarise(manifest: Manifest, config: CollectConfig) -> Summary:
             if fraction and not manifest.rows[split]
         ]
     lines += [*_money(manifest), *_next(manifest, config, failed)]
-    data = {"out": str(config.out), "failed": failed, **manifest.model_dump(mode="json")}
+    facts = manifest.model_dump(mode="json")
+    data = {"out": str(config.out), "failed": failed, "usable_per_prompt": _usable(manifest), **facts}
     return Summary(data, lines, failed=failed > 0)
 
 
@@ -70,17 +91,18 @@ def _splits(manifest: Manifest) -> str:
 
 def _ids(drop: DropCount) -> str:
     shown = ", ".join(drop.prompt_ids[:_IDS_SHOWN])
-    return shown if drop.count <= _IDS_SHOWN else f"{shown} and {drop.count - _IDS_SHOWN} more"
+    more = len(drop.prompt_ids) - _IDS_SHOWN
+    return shown if more <= 0 else f"{shown} and {more} more"
 
 
 def _shares(manifest: Manifest) -> Iterator[str]:
-    """Which share of the prompts has a whole answer, a cut one, a refusal or none."""
+    """Which share of what was asked has a whole answer, a cut one, a refusal or none."""
     counts = {"whole": manifest.answered}
     for drop in manifest.dropped:
         if drop.reason in ("truncated", "refused", "failed"):
             counts[drop.reason] = drop.count
-    shares = ", ".join(f"{name} {count / manifest.prompts:.1%}" for name, count in counts.items())
-    yield f"Of all prompts: {shares}."
+    shares = ", ".join(f"{name} {count / manifest.asked:.1%}" for name, count in counts.items())
+    yield f"Of all {manifest.unit}: {shares}."
     if manifest.refusals:
         categories = ", ".join(f"{name} {count}" for name, count in sorted(manifest.refusals.items()))
         yield f"Refusals by the provider's category: {categories}."
@@ -106,6 +128,37 @@ def _quality(manifest: Manifest) -> Iterator[str]:
             yield f"Failing: {shown}{' and more' if len(checked.failing) > _IDS_SHOWN else ''}."
 
 
+def _usable(manifest: Manifest) -> float | None:
+    """Answers a prompt that nothing but a choice or their likeness to another leaves out; None without a data set."""
+    if not any(manifest.rows.values()):
+        return None
+    # Chosen is from these, and duplicates are found among the chosen.
+    out = sum(drop.count for drop in manifest.dropped if drop.reason in ("not chosen", "duplicate"))
+    return (sum(manifest.rows.values()) + out) / manifest.prompts
+
+
+def _choice(manifest: Manifest) -> Iterator[str]:
+    """How many of the answers to a prompt could be used, and who chose among them."""
+    if manifest.samples > 1 and (usable := _usable(manifest)) is not None:
+        passed = "passed" if manifest.verification is not None else "could be used"
+        yield f"Of {manifest.samples} samples a prompt {usable:.1f} {passed} on average."
+        if manifest.none_left:
+            shown = ", ".join(manifest.none_left[:_IDS_SHOWN])
+            more = len(manifest.none_left) - _IDS_SHOWN
+            yield f"No answer {passed}: {shown}{f' and {more} more' if more > 0 else ''}."
+    if manifest.chosen_by in ("first", "shortest"):
+        yield f"Of the answers to a prompt the {manifest.chosen_by} is a row."
+    elif manifest.chosen_by is not None:
+        yield f"Of the answers to a prompt the best is a row, as {manifest.chosen_by} scores them."
+    if manifest.unscored:
+        yield (
+            f"{manifest.unscored} answers have no verdict that can be read: they count as nothing, not as 0. The same "
+            "command asks again, but for refusals, which stand."
+        )
+    if manifest.judge_usd:
+        yield f"The judge has cost ${manifest.judge_usd:.2f} at most."
+
+
 def _money(manifest: Manifest) -> Iterator[str]:
     usage = manifest.usage
     if usage.output_tokens:
@@ -126,9 +179,8 @@ def _money(manifest: Manifest) -> Iterator[str]:
 
 def _next(manifest: Manifest, config: CollectConfig, failed: int) -> Iterator[str]:
     if failed:
-        yield (
-            f"{failed} {'prompt' if failed == 1 else 'prompts'} failed. The same command asks again, only what failed."
-        )
+        unit = manifest.unit.removesuffix("s") if failed == 1 else manifest.unit
+        yield f"{failed} {unit} failed. The same command asks again, only what failed."
     if manifest.in_batch:
         yield f"{manifest.in_batch:,} are in a batch. The same command picks its answers up."
     if manifest.unsent and config.max_cost is not None:

@@ -8,10 +8,11 @@ from mlx_distill.collect.estimate import CHARACTERS_PER_TOKEN, TYPICAL_ANSWER_TO
 
 def summarise_estimate(found: Estimate) -> Summary:
     """Requests, tokens and cost, online and in batches, and what larger collections would cost."""
-    answered = found.prompts - found.requests
+    answered = found.asked - found.requests
+    unit, each = ("prompts", "") if found.samples == 1 else ("requests", f", {found.samples} answers each")
     lines = [
         f"{found.requests:,} requests to {found.teacher}"
-        + (f"; {answered:,} of {found.prompts:,} prompts have their answer, or are in a batch." if answered else "."),
+        + (f"; {answered:,} of {found.asked:,} {unit} have their answer, or are in a batch." if answered else "."),
         f"{found.input_tokens:,} tokens in, about {found.output_tokens:,} out, {_source(found)}.",
     ]
     if found.expected is None:
@@ -28,7 +29,7 @@ def summarise_estimate(found: Estimate) -> Summary:
         ),
         "",
         *_table(
-            ("prompts", "online", "batch"),
+            (f"prompts{each}", "online", "batch"),
             [(f"{row.prompts:,}", _usd(row.online), _usd(row.batch)) for row in found.scale],
         ),
         "",

@@ -16,14 +16,17 @@ from mlx_distill.progress import Progress
     mlx-distill prompts data/prompts/coding.toml
     mlx-distill prompts data/prompts/coding.toml --out prompts.jsonl
     mlx-distill prompts my-prompts.txt --json
+    mlx-distill prompts my-tasks.toml
     """,
     keeps="Nothing was written; an older output file is as it was.",
 )
 def command(config: PromptsConfig, progress: Progress) -> Summary:
     """Expand a prompt file into the prompts to ask."""
-    from mlx_distill.prompts import load_prompts, write_prompts
+    from mlx_distill.evaluation.tasks import is_task_file, read_prompts
+    from mlx_distill.prompts import write_prompts
 
-    prompts = load_prompts(config.file, modifiers=config.modifiers)
+    prompts = read_prompts(config.file, modifiers=config.modifiers)
+    tasks = is_task_file(config.file)
     fields = Counter(prompt.field for prompt in prompts)
     families = Counter(prompt.family for prompt in prompts)
     family_fields = {prompt.family: prompt.field for prompt in prompts}
@@ -37,6 +40,7 @@ def command(config: PromptsConfig, progress: Progress) -> Summary:
         "fields": dict(fields),
         "modifiers": dict(modifiers),
         "duplicates": 0,  # They are refused on reading.
+        "tasks": tasks,
         "out": None if config.out is None else str(config.out),
     }
     width = max(map(len, fields))
@@ -50,6 +54,8 @@ def command(config: PromptsConfig, progress: Progress) -> Summary:
         lines.append(f"{name:<{width}}  {bases:>8}  {count:>7}")
     if modifiers:
         lines += ["", "modifiers: " + ", ".join(f"{name} {count}" for name, count in modifiers.items())]
+    if tasks:
+        lines += ["", f"Their hidden tests stay where they are:  mlx-distill collect --prompts {config.file} --verify"]
     if config.out is not None:
         lines += ["", f"Written to {config.out}."]
     return Summary(data, lines)

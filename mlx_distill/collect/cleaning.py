@@ -3,8 +3,9 @@
 Reads: the ledger and the held-out prompt files.  Writes: nothing; answers that are left out stay in the ledger.
 
 In this order, the first reason counts: the prompt is too close to a held-out one ("contaminated"), the answer holds
-something that looks like a credential ("credentials"), prompt and answer together are those of an earlier row but
-for little ("duplicate"), the Python of the answer fails ("failing code"; only where it is asked for).
+something that looks like a credential ("credentials"), its code fails ("failing code", "failing tests"; only where it
+is asked for), another answer to the prompt is chosen ("not chosen"), prompt and answer together are those of an earlier
+row but for little ("duplicate"). Duplicates come last: what is left out itself takes no other answer's place.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from mlx_distill.collect.choosing import Candidate, Choice, Scorer, choose, judge_spent
+from mlx_distill.collect.reading import FromLedger, prompt, row
 from mlx_distill.collect.requests import histories
 from mlx_distill.collect.splits import unfinished
+from mlx_distill.collect.verifying import verify
 from mlx_distill.config import CollectConfig
+from mlx_distill.evaluation.tasks import BUILTIN, as_prompts, load_tasks, read_prompts
 from mlx_distill.ledger import Entry, Ledger
 from mlx_distill.progress import Bar, Progress
-from mlx_distill.prompts import load_prompts
-from mlx_distill.records import Request, VerificationSummary
+from mlx_distill.records import Prompt, Request, VerificationSummary
 
 T = TypeVar("T")
 
-CONTAMINATED, CREDENTIALS, DUPLICATE, FAILING = "contaminated", "credentials", "duplicate", "failing code"
-
-#: What `sandbox` means to the verification.
-_SANDBOX = {"auto": None, "required": True, "off": False}
+CONTAMINATED, CREDENTIALS, DUPLICATE = "contaminated", "credentials", "duplicate"
 
 
 @dataclass(frozen=True)
@@ -40,64 +41,110 @@ class Cleaning:
 
     Attributes:
         reasons: Key of a request → why its answer is left out.
-        contaminated: Prompt id → id of the held-out prompt that it is too close to.
-        credentials: Answers by the kind of credential they seem to hold.
-        held_out: Files whose prompts were held against.
-        verification: What running the answers' code showed; None where it was not asked for.
+        facts: Fields of the manifest.
     """
 
     reasons: Mapping[str, str] = field(default_factory=dict)
-    contaminated: Mapping[str, str] = field(default_factory=dict)
-    credentials: Mapping[str, int] = field(default_factory=dict)
-    held_out: tuple[str, ...] = ()
-    verification: VerificationSummary | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def rule(self, entry: Entry) -> str | None:
         """Why an entry is left out; a rule for `write_data_set`."""
         return self.reasons.get(entry.request.key)
 
 
-def clean(ledger: Ledger, requests: Sequence[Request], config: CollectConfig, progress: Progress) -> Cleaning:
+async def clean(
+    ledger: Ledger,
+    requests: Sequence[Request],
+    config: CollectConfig,
+    progress: Progress,
+    scorer: Scorer | None = None,
+) -> Cleaning:
     """Look through all finished answers.
 
     Args:
-        requests: The first request of every prompt.
+        requests: The first request of every sample of every prompt.
+        scorer: Says which answers are best, where these are chosen.
 
     Raises:
         InputError: A held-out file cannot be read.
         IsolationError, DependencyError: Answers cannot be verified as asked for.
+        TeacherError: As `choose`.
+        asyncio.CancelledError: Cancelled; programs under way were waited for.
     """
+    sifted = await in_thread(lambda told: _sift(ledger, requests, config, told), progress)
+    choice = await choose(sifted.left, config, ledger, scorer, progress)
+    rows = [one.key for one in sifted.left if one.key not in choice.reasons]
+    duplicates = await in_thread(lambda _told: _duplicates(FromLedger(ledger, rows, row), config), progress)
+    return Cleaning({**sifted.reasons, **choice.reasons, **duplicates}, _facts(sifted, choice, ledger))
+
+
+@dataclass(frozen=True)
+class _Sifted:
+    """What is left of the finished answers before any is chosen, and what was found on the way.
+
+    Attributes:
+        reasons: By key, of those that are not left.
+        contaminated: Prompt id → id of the held-out prompt that it is too close to.
+        credentials: Answers by the kind of credential they seem to hold.
+        held_out: Files whose prompts were held against.
+        none_left: As `Manifest.none_left`.
+    """
+
+    left: tuple[Candidate, ...]
+    reasons: Mapping[str, str]
+    contaminated: Mapping[str, str]
+    credentials: Mapping[str, int]
+    held_out: tuple[str, ...]
+    verification: VerificationSummary | None
+    none_left: tuple[str, ...]
+
+
+def _facts(sifted: _Sifted, choice: Choice, ledger: Ledger) -> dict[str, Any]:
+    return {
+        "held_out": sifted.held_out,
+        "contaminated": dict(sifted.contaminated),
+        "credentials": dict(sifted.credentials),
+        "verification": sifted.verification,
+        "chosen_by": choice.by,
+        "unscored": choice.unscored,
+        "judge_usd": judge_spent(ledger).most,
+        "none_left": sifted.none_left,
+    }
+
+
+def _sift(ledger: Ledger, requests: Sequence[Request], config: CollectConfig, progress: Progress) -> _Sifted:
     from mlx_distill.quality.credentials import find_credentials
 
     reasons: dict[str, str] = {}
     kinds: Counter[str] = Counter()
-    ids: dict[str, str] = {}
+    found: dict[str, Candidate] = {}
     for history in histories(ledger, requests, config.ceiling):
         entry = history[-1]
         if unfinished(entry) is not None or entry.reply is None:
             continue
-        ids[entry.request.key] = entry.request.prompt_id
-        if found := find_credentials(entry.reply.text):
-            reasons[entry.request.key] = CREDENTIALS
-            kinds.update(found)
+        request, text = entry.request, entry.reply.text
+        found[request.key] = Candidate(request.key, request.prompt_id, request.sample, len(text))
+        if held := find_credentials(text):
+            reasons[request.key] = CREDENTIALS
+            kinds.update(held)
     files = tuple(name.strip() for name in config.eval_prompts.split(",") if name.strip())
-    contaminated = _contaminated(_Texts(ledger, list(ids), _prompt), files)
+    contaminated = _contaminated(FromLedger(ledger, list(found), prompt), files)
     reasons |= dict.fromkeys(contaminated, CONTAMINATED)
-    reasons |= _duplicates(_Texts(ledger, [key for key in ids if key not in reasons], _row), config)
     summary = None
     if config.verify:
-        summary, failing = _verify(
-            _Texts(ledger, [key for key in ids if key not in reasons], _answer), config, progress
-        )
-        if not config.keep_failing:
-            reasons |= dict.fromkeys(failing, FAILING)
-        summary = summary.model_copy(update={"failing": tuple(ids[key] for key in failing)})
-    return Cleaning(
+        summary, failing = verify(ledger, [key for key in found if key not in reasons], config, progress)
+        reasons |= {} if config.keep_failing else failing
+    left = tuple(one for key, one in found.items() if key not in reasons)
+    with_answer = {one.prompt_id for one in left}
+    own = dict.fromkeys(one.prompt_id for key, one in found.items() if key not in contaminated)
+    return _Sifted(
+        left=left,
         reasons=reasons,
-        contaminated={ids[key]: held_out for key, held_out in contaminated.items()},
+        contaminated={found[key].prompt_id: held_out for key, held_out in contaminated.items()},
         credentials=dict(sorted(kinds.items())),
         held_out=files,
         verification=summary,
+        none_left=tuple(name for name in own if name not in with_answer),
     )
 
 
@@ -117,8 +164,12 @@ async def in_thread(work: Callable[[Progress], T], progress: Progress) -> T:
 def _contaminated(prompts: Mapping[str, str], files: Sequence[str]) -> dict[str, str]:
     from mlx_distill.quality.contamination import contaminated
 
-    held_out = {prompt.id: prompt.text for name in files for prompt in load_prompts(Path(name))}
+    held_out = {one.id: one.text for name in files for one in _held_out(name)}
     return contaminated(prompts, held_out) if held_out and prompts else {}
+
+
+def _held_out(name: str) -> Iterable[Prompt]:
+    return as_prompts(load_tasks()) if name == BUILTIN else read_prompts(Path(name))
 
 
 def _duplicates(rows: Mapping[str, str], config: CollectConfig) -> dict[str, str]:
@@ -127,57 +178,6 @@ def _duplicates(rows: Mapping[str, str], config: CollectConfig) -> dict[str, str
     from mlx_distill.quality.duplicates import near_duplicates
 
     return dict.fromkeys(near_duplicates(rows, threshold=config.duplicate_threshold), DUPLICATE)
-
-
-def _verify(
-    answers: Mapping[str, str], config: CollectConfig, progress: Progress
-) -> tuple[VerificationSummary, list[str]]:
-    from mlx_distill.quality.verify import verify_answers
-
-    found = verify_answers(answers, sandbox=_SANDBOX[config.sandbox], progress=progress)
-    outcomes = Counter(verification.passed for verification in found.values())
-    levels = {verification.isolation for verification in found.values() if verification.isolation}
-    summary = VerificationSummary(
-        passed=outcomes[True],
-        failed=outcomes[False],
-        without_code=outcomes[None],
-        tests=sum(verification.tests for verification in found.values()),
-        isolation=", ".join(sorted(levels)) or None,
-    )
-    return summary, [key for key, verification in found.items() if verification.passed is False]
-
-
-def _prompt(entry: Entry) -> str:
-    return "\n\n".join(message.content or "" for message in entry.request.messages)
-
-
-def _answer(entry: Entry) -> str:
-    return entry.reply.text if entry.reply is not None else ""
-
-
-def _row(entry: Entry) -> str:
-    return f"{_prompt(entry)}\n\n{_answer(entry)}"
-
-
-class _Texts(Mapping[str, str]):
-    """Texts by key, read from the ledger when they are looked at: there may be more than memory holds."""
-
-    def __init__(self, ledger: Ledger, keys: Sequence[str], text: Callable[[Entry], str]) -> None:
-        self._ledger = ledger
-        self._keys = keys
-        self._text = text
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __getitem__(self, key: str) -> str:
-        entry = self._ledger.entry(key)
-        if entry is None:
-            raise KeyError(key)
-        return self._text(entry)
 
 
 class _StoppedError(Exception):

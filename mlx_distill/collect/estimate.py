@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mlx_distill.budget import worst_usage
-from mlx_distill.collect.requests import limits, outstanding
+from mlx_distill.collect.requests import limits, outstanding, samples_in
 from mlx_distill.ledger import Ledger, Spending
 from mlx_distill.pricing import PRICES_DATED, Price, price_of
 from mlx_distill.records import Request, Usage
@@ -37,7 +37,7 @@ class Measured:
     Attributes:
         replies: How many the means are of.
         characters_per_token: Of what was sent.
-        output_tokens: An answered prompt, answers that were cut and asked again included.
+        output_tokens: A whole answer, what was cut and asked again for it included.
     """
 
     replies: int
@@ -47,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ScaleRow:
-    """What so many prompts would cost, in US dollars."""
+    """What all samples of so many prompts would cost, in US dollars."""
 
     prompts: int
     online: float
@@ -60,7 +60,8 @@ class Estimate:
 
     Attributes:
         prompts: All prompts.
-        requests: Prompts that are still to be sent.
+        samples: Answers to each.
+        requests: How many of these are still to be sent.
         source: What tokens are reckoned from.
         replies: How many replies were measured.
         input_tokens: Expected, of all that is still to be sent.
@@ -70,6 +71,7 @@ class Estimate:
 
     teacher: str
     prompts: int
+    samples: int
     requests: int
     source: Literal["characters", "measured"]
     replies: int
@@ -82,6 +84,11 @@ class Estimate:
     spent: float
     prices_dated: str
     scale: tuple[ScaleRow, ...]
+
+    @property
+    def asked(self) -> int:
+        """All answers asked for, those that are there included."""
+        return self.prompts * self.samples
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -112,12 +119,13 @@ def estimate(requests: Sequence[Request], *, teacher: str, ceiling: int, ledger:
     """Reckon what a collection would still cost.
 
     Args:
-        requests: The first request of every prompt.
+        requests: As `PromptRequests` has them.
         teacher: Its spec.
         ceiling: Highest token limit that a cut answer is asked again with.
         ledger: Of the folder, if there is one.
     """
     price = price_of(teacher)
+    samples = samples_in(requests)
     measured = None
     todo: Iterable[Request] = requests
     spent = Spending(0.0, 0.0, 0.0, 0)
@@ -141,7 +149,8 @@ def estimate(requests: Sequence[Request], *, teacher: str, ceiling: int, ledger:
     expected = Usage(input_tokens=round(characters / per_token), output_tokens=round(count * answer))
     return Estimate(
         teacher=teacher,
-        prompts=len(requests),
+        prompts=len(requests) // samples,
+        samples=samples,
         requests=count,
         source="measured" if measured else "characters",
         replies=measured.replies if measured else 0,
@@ -153,14 +162,14 @@ def estimate(requests: Sequence[Request], *, teacher: str, ceiling: int, ledger:
         worst_batch=_cost(price, worst, batch=True),
         spent=spent.most,
         prices_dated=PRICES_DATED,
-        scale=_scale(price, sum(map(_characters, requests)) / per_token / len(requests), answer),
+        scale=_scale(price, samples, sum(map(_characters, requests)) / per_token / len(requests), answer),
     )
 
 
-def _scale(price: Price | None, input_tokens: float, output_tokens: float) -> tuple[ScaleRow, ...]:
+def _scale(price: Price | None, samples: int, input_tokens: float, output_tokens: float) -> tuple[ScaleRow, ...]:
     if price is None:
         return ()
-    one = (input_tokens * price.input + output_tokens * price.output) / 1e6
+    one = samples * (input_tokens * price.input + output_tokens * price.output) / 1e6
     return tuple(ScaleRow(prompts, prompts * one, prompts * one * price.batch_factor) for prompts in SCALE)
 
 

@@ -1,8 +1,9 @@
-"""Which requests a collection makes: one a prompt, and a longer one where the answer to it was cut.
+"""Which requests a collection makes: one or several a prompt, and a longer one where the answer to it was cut.
 
 An answer cut by its token limit is asked again with twice the limit, up to a ceiling. Each limit makes a request of
 its own, with its own row in the ledger: nothing is overwritten, and the history of a prompt follows from the ledger
-and the settings alone, whenever a run was left.
+and the settings alone, whenever a run was left. The samples of a prompt are requests of their own in the same way, and
+each is told from the others by its number: more of them later leave those that are there as they are.
 
 Requests are made when they are looked at, and few are held at a time: a collection may have millions.
 """
@@ -21,35 +22,49 @@ _CHUNK = 500
 
 
 class PromptRequests(Sequence[Request]):
-    """The first request of every prompt.
+    """The first request of every sample of every prompt: prompt by prompt, the samples of each in order.
 
     Args:
         teacher: As `Request.teacher` names it.
         system: System text of prompts that have none of their own.
+        samples: Answers to each prompt.
+        temperature: That they are drawn with; None leaves it to the teacher.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, teacher: str, system: str | None, max_tokens: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        teacher: str,
+        system: str | None,
+        max_tokens: int,
+        samples: int = 1,
+        temperature: float | None = None,
+    ) -> None:
         self._prompts = prompts
         self._teacher = teacher
         self._system = system
         self._max_tokens = max_tokens
+        self._samples = samples
+        self._temperature = temperature
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return len(self._prompts) * self._samples
 
     @overload
     def __getitem__(self, index: int) -> Request: ...
     @overload
     def __getitem__(self, index: slice) -> list[Request]: ...
     def __getitem__(self, index: int | slice) -> Request | list[Request]:
-        if isinstance(index, slice):
-            return [self._request(prompt) for prompt in self._prompts[index]]
-        return self._request(self._prompts[index])
+        places = range(len(self))[index]
+        return [self._at(place) for place in places] if isinstance(places, range) else self._at(places)
 
     def __iter__(self) -> Iterator[Request]:
-        return map(self._request, self._prompts)
+        return map(self._at, range(len(self)))
 
-    def _request(self, prompt: Prompt) -> Request:
+    def _at(self, place: int) -> Request:
+        number, sample = divmod(place, self._samples)
+        prompt = self._prompts[number]
         return Request(
             prompt_id=prompt.id,
             family=prompt.family,
@@ -57,7 +72,14 @@ class PromptRequests(Sequence[Request]):
             messages=(Message(role="user", content=prompt.text),),
             system=prompt.system or self._system or None,
             max_tokens=self._max_tokens,
+            sample=sample,
+            temperature=self._temperature,
         )
+
+
+def samples_in(requests: Sequence[Request]) -> int:
+    """How many samples of each prompt there are among requests in the order of `PromptRequests`."""
+    return requests[-1].sample + 1 if requests else 1
 
 
 def longer(request: Request, stop: StopReason | None, ceiling: int) -> Request | None:
@@ -80,10 +102,10 @@ def limits(max_tokens: int, ceiling: int) -> list[int]:
 
 
 def outstanding(ledger: Ledger, requests: Iterable[Request], ceiling: int, *, failed: bool = True) -> Iterator[Request]:
-    """The request of every prompt that is to be sent now. The ledger is only read.
+    """The request of every sample that is to be sent now. The ledger is only read.
 
     Args:
-        requests: The first request of every prompt.
+        requests: As `PromptRequests` has them.
         ceiling: Highest token limit.
         failed: Whether those that failed are to be sent again.
     """
@@ -94,7 +116,7 @@ def outstanding(ledger: Ledger, requests: Iterable[Request], ceiling: int, *, fa
 
 
 def plan(ledger: Ledger, requests: Iterable[Request]) -> None:
-    """Enter the first request of every prompt; known ones take over the prompt id and family they have now."""
+    """Enter the first request of every sample; known ones take over the prompt id and family they have now."""
     for chunk in _chunks(requests):
         ledger.plan(chunk)
 
@@ -107,7 +129,7 @@ def planned(ledger: Ledger, requests: Iterable[Request]) -> Iterator[Request]:
 
 
 def histories(ledger: Ledger, requests: Iterable[Request], ceiling: int) -> Iterator[list[Entry]]:
-    """For every prompt what was asked for it, in order; the last entry is the one that counts."""
+    """For every sample what was asked for it, in order; the last entry is the one that counts."""
     for chunk in _chunks(requests):
         found: list[list[Entry]] = [[] for _ in chunk]
         asked = dict(enumerate(chunk))

@@ -1,6 +1,7 @@
 """The step `collect`: ask a teacher every prompt, and make a data set of its answers.
 
-Reads: a prompt file, and the folder's own ledger.  Writes: `ledger.db`, the splits and `manifest.json`.
+Reads: a file of prompts or tasks, and the folder's own ledgers.  Writes: `ledger.db`, the splits and `manifest.json`; a
+judge that chooses among answers writes `judge.db`.
 
 The ledger is the truth: it can be left and taken up again at any moment, and what it holds is not asked again.
 """
@@ -8,26 +9,27 @@ The ledger is the truth: it can be left and taken up again at any moment, and wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 from mlx_distill.asking import ask_all, run_interruptible
 from mlx_distill.budget import Budget
 from mlx_distill.collect.batch import BatchCollection
-from mlx_distill.collect.cleaning import clean, in_thread
+from mlx_distill.collect.choosing import Scorer, spent
+from mlx_distill.collect.cleaning import clean
 from mlx_distill.collect.estimate import Estimate, estimate
 from mlx_distill.collect.requests import PromptRequests, longer, outstanding, plan, planned
 from mlx_distill.collect.splits import refuse_foreign, write_data_set
 from mlx_distill.config import CollectConfig
 from mlx_distill.errors import ConfigError, DependencyError, FolderError, TeacherError, TeacherUnavailableError
+from mlx_distill.evaluation.tasks import read_prompts, refuse_builtin
 from mlx_distill.layout import DataFolder, lock
 from mlx_distill.ledger import Ledger
 from mlx_distill.pricing import price_of
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.prompts import load_prompts
 from mlx_distill.records import Manifest, TeacherTerms
 from mlx_distill.teachers.base import Teacher, request_name
 from mlx_distill.teachers.batches import Batching
-from mlx_distill.teachers.registry import open_teacher
+from mlx_distill.teachers.registry import check_sampling, open_teacher
 
 #: Asks the user a question that can be answered by yes or no.
 Confirm = Callable[[str], bool]
@@ -36,16 +38,21 @@ Confirm = Callable[[str], bool]
 ASK_ABOVE_USD = 5.0
 
 #: Raised when a change makes the same answers give another data set.
-CODE_FORMAT = 2
+CODE_FORMAT = 3
 
 
 def collect_from_spec(
-    config: CollectConfig, progress: Progress = SILENT, *, confirm: Confirm | None = None
+    config: CollectConfig,
+    progress: Progress = SILENT,
+    *,
+    confirm: Confirm | None = None,
+    scorer: Scorer | None = None,
 ) -> Manifest:
     """Open the teacher that the settings name, collect, and close it; for callers outside an event loop.
 
     Args:
         confirm: As for `collect`.
+        scorer: As for `collect`; it is closed at the end.
 
     Raises:
         KeyboardInterrupt: Interrupted; all answers so far are in the ledger.
@@ -53,11 +60,13 @@ def collect_from_spec(
     """
 
     async def whole() -> Manifest:
-        teacher = open_teacher(config.teacher, base_url=config.base_url)
-        try:
-            return await collect(config, teacher, progress, confirm=confirm)
-        finally:
-            await teacher.close()
+        async with AsyncExitStack() as opened:
+            if scorer is not None:
+                opened.push_async_callback(scorer.close)
+            _check_sampling(config, config.teacher)  # Before a model is fetched for it.
+            teacher = open_teacher(config.teacher, base_url=config.base_url)
+            opened.push_async_callback(teacher.close)
+            return await collect(config, teacher, progress, confirm=confirm, scorer=scorer)
 
     return run_interruptible(whole())
 
@@ -66,8 +75,10 @@ def estimate_from_spec(config: CollectConfig) -> Estimate:
     """What the collection that the settings describe would still cost. Sends nothing and needs no key.
 
     Raises:
+        ConfigError: The teacher cannot be asked for so many answers to a prompt, or for such.
         InputError: The prompts or the ledger cannot be read.
     """
+    _check_sampling(config, config.teacher)
     requests = _requests(config, _name_unopened(config))
     path = DataFolder(config.out).ledger
     if not path.exists():
@@ -77,23 +88,31 @@ def estimate_from_spec(config: CollectConfig) -> Estimate:
 
 
 async def collect(
-    config: CollectConfig, teacher: Teacher, progress: Progress = SILENT, *, confirm: Confirm | None = None
+    config: CollectConfig,
+    teacher: Teacher,
+    progress: Progress = SILENT,
+    *,
+    confirm: Confirm | None = None,
+    scorer: Scorer | None = None,
 ) -> Manifest:
-    """Ask every prompt that has no reply yet, then write the data set.
+    """Ask for every answer that has no reply yet, then write the data set.
 
     Args:
         teacher: Already open; it is left open.
         confirm: Asks the user before a collection that is expected to be dear and has no limit; None where nobody
             can be asked.
+        scorer: Says which answers are best, where these are chosen; already open, and left open.
 
     Returns:
-        The manifest. Prompts that failed are counted in it, and are asked again by the next call; so are those that
+        The manifest. Requests that failed are counted in it, and are sent again by the next call; so are those that
         the budget left no room for, and those that a batch still holds. It is not written while there is nothing
         to train on.
 
     Raises:
-        ConfigError: It is a dry run, nobody agreed to the cost, or `max_cost` cannot be held. Nothing is sent.
-        TeacherError: Its terms were not accepted (nothing is sent), or no answer can be trained on.
+        ConfigError: It is a dry run, nobody agreed to the cost, `max_cost` cannot be held, or the teacher cannot be
+            asked for so many answers to a prompt, or for such. Nothing is sent.
+        TeacherError: Its terms were not accepted (nothing is sent), no answer can be trained on, or the scorer did
+            not score what is to be chosen from.
         TeacherUnavailableError: It can answer nothing until the user acts; what was answered is kept.
         FolderError: Another process collects into the folder, or it holds something else.
         InputError: The prompts, the held-out prompts or the ledger cannot be read.
@@ -102,6 +121,9 @@ async def collect(
     """
     if config.dry_run:
         raise ConfigError("a dry run collects nothing.", hint="See its cost with  mlx-distill collect --dry-run")
+    if config.choose == "best" and scorer is None:
+        raise ConfigError("the best answers are to be chosen, and no judge was opened.", hint="See choose and judge.")
+    _check_sampling(config, teacher.spec)
     terms = _accepted(teacher.terms(), config)
     requests = _requests(config, request_name(teacher))
     folder = DataFolder(config.out)
@@ -114,11 +136,12 @@ async def collect(
         except TeacherUnavailableError as error:
             counts = ledger.counts(request.key for request in requests)
             have = counts["answered"] + counts["refused"] + counts["truncated"]
+            unit = "prompts" if config.samples == 1 else "requests"
             raise TeacherUnavailableError(
-                f"{error.message}\n  {have} of {len(requests)} prompts have their answer in {folder.ledger}.",
+                f"{error.message}\n  {have} of {len(requests)} {unit} have their answer in {folder.ledger}.",
                 hint=error.hint,
             ) from None
-        found = await in_thread(lambda told: clean(ledger, requests, config, told), progress)
+        found = await clean(ledger, requests, config, progress, scorer)
         return write_data_set(
             folder,
             ledger,
@@ -129,12 +152,7 @@ async def collect(
             test_fraction=config.test_fraction,
             ceiling=config.ceiling,
             rules=(found.rule,),
-            facts={
-                "held_out": found.held_out,
-                "contaminated": dict(found.contaminated),
-                "credentials": dict(found.credentials),
-                "verification": found.verification,
-            },
+            facts=found.facts,
         )
 
 
@@ -153,7 +171,7 @@ async def _ask(
     elif config.batch:
         raise ConfigError(f"{teacher.spec} has no batches.", hint="Leave --batch away.")
     todo = outstanding(ledger, requests, config.ceiling, failed=again)
-    budget = Budget(price, config.max_cost, ledger.spending())
+    budget = Budget(price, config.max_cost, spent(ledger))
     if not config.batch:
         await ask_all(
             todo,
@@ -176,25 +194,26 @@ async def _ask(
             return
         # Answers that were cut are asked again with more tokens.
         todo = outstanding(ledger, requests, config.ceiling, failed=False)
-        budget = Budget(price, config.max_cost, ledger.spending())
+        budget = Budget(price, config.max_cost, spent(ledger))
 
 
 def require_all_answered(manifest: Manifest) -> None:
-    """Refuse to go on with a collection some of whose prompts failed.
+    """Refuse to go on with a collection some of whose requests failed.
 
     Raises:
         TeacherError: Says how many, and that the same command asks again for these alone.
     """
     if manifest.unsent or manifest.in_batch:
         raise TeacherError(
-            f"{manifest.unsent} of {manifest.prompts} prompts are not sent yet, {manifest.in_batch} are in a batch.",
+            f"{manifest.unsent} of {manifest.asked} {manifest.unit} are not sent yet, {manifest.in_batch} are in a "
+            "batch.",
             hint="Raise collect.max_cost for the first; for the others, give the same command later.",
         )
     failed = next((drop for drop in manifest.dropped if drop.reason == "failed"), None)
     if failed is not None:
         raise TeacherError(
-            f"{failed.count} of {manifest.prompts} prompts failed: {', '.join(failed.prompt_ids[:5])}"
-            f"{' and more' if failed.count > 5 else ''}.",
+            f"{failed.count} of {manifest.asked} {manifest.unit} failed: {', '.join(failed.prompt_ids[:5])}"
+            f"{' and more' if len(failed.prompt_ids) > 5 else ''}.",
             hint="The same command asks again, and only what failed.",
         )
 
@@ -212,8 +231,20 @@ def _accepted(terms: TeacherTerms, config: CollectConfig) -> TeacherTerms:
 
 
 def _requests(config: CollectConfig, teacher: str) -> PromptRequests:
-    prompts = load_prompts(config.prompts)
-    return PromptRequests(prompts, teacher=teacher, system=config.system, max_tokens=config.max_tokens)
+    prompts = read_prompts(config.prompts)
+    refuse_builtin(config.prompts, prompts)
+    return PromptRequests(
+        prompts,
+        teacher=teacher,
+        system=config.system,
+        max_tokens=config.max_tokens,
+        samples=config.samples,
+        temperature=config.temperature,
+    )
+
+
+def _check_sampling(config: CollectConfig, spec: str) -> None:
+    check_sampling(spec, samples=config.samples, temperature=config.temperature)
 
 
 def _name_unopened(config: CollectConfig) -> str:

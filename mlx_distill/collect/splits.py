@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from mlx_distill.collect.requests import histories
+from mlx_distill.collect.requests import histories, samples_in
 from mlx_distill.errors import ConfigError, FolderError, InputError, TeacherError
 from mlx_distill.layout import DataFolder, atomic_file, explain, file_sha256, read_record, write_text
 from mlx_distill.ledger import Entry, Ledger
@@ -93,7 +93,7 @@ class _Tally:
     seconds: float = 0.0
 
     def count(self, history: Sequence[Entry]) -> Entry:
-        """Count what was asked for one prompt; returns the entry that decides."""
+        """Count what was asked for one sample; returns the entry that decides."""
         for entry in history:
             self._count(entry)
         last = history[-1]
@@ -143,7 +143,7 @@ def write_data_set(
     """Make the data set of these requests; others in the ledger are left alone.
 
     Args:
-        requests: The first request of every prompt, in the order the rows shall have.
+        requests: As `PromptRequests` has them, in the order the rows shall have.
         teacher: Spec for the manifest.
         ceiling: Highest token limit that a cut answer was asked again with; None for the first limit alone.
         rules: The first that gives a reason drops a finished answer.
@@ -159,6 +159,7 @@ def write_data_set(
     """
     tally = _Tally()
     first = requests[0].max_tokens if requests else 1
+    samples = samples_in(requests)
 
     def manifest(sha256: dict[str, str]) -> Manifest:
         return Manifest(
@@ -167,13 +168,15 @@ def write_data_set(
             teacher=teacher,
             teacher_models=tuple(tally.models),
             terms=terms,
-            prompts=len(requests),
+            prompts=len(requests) // samples,
+            samples=samples,
+            temperature=requests[0].temperature if requests else None,
             answered=tally.answered,
             rows=dict(tally.rows) if sha256 else dict.fromkeys(SPLITS, 0),
             families={split: len(families) for split, families in tally.families.items()},
             sha256=sha256,
             dropped=tuple(
-                DropCount(reason=reason, count=len(ids), prompt_ids=tuple(ids))
+                DropCount(reason=reason, count=len(ids), prompt_ids=tuple(dict.fromkeys(ids)))
                 for reason, ids in sorted(tally.dropped.items())
             ),
             usage=Usage(input_tokens=tally.input_tokens, output_tokens=tally.output_tokens),
@@ -203,7 +206,7 @@ def write_data_set(
                 test_fraction,
                 (unfinished, *rules),
             )
-            _refuse_hopeless(tally, len(requests))
+            _refuse_hopeless(tally, manifest({}))
             for split, path in temporary.items():
                 _read_back(path, tally.rows[split])
     except _NothingYet:
@@ -261,7 +264,7 @@ def _dropped(entry: Entry, rules: Sequence[DropRule]) -> str | None:
     return next(filter(None, (rule(entry) for rule in rules)), None)
 
 
-def _refuse_hopeless(tally: _Tally, prompts: int) -> None:
+def _refuse_hopeless(tally: _Tally, manifest: Manifest) -> None:
     if not tally.rows["train"] and tally.waits:
         raise _NothingYet
     if not any(tally.rows.values()):
@@ -269,7 +272,9 @@ def _refuse_hopeless(tally: _Tally, prompts: int) -> None:
         hint = "The same command asks those that failed again; all else is kept in the ledger."
         if "truncated" in tally.dropped:
             hint = "Raise --max-tokens-ceiling: answers were cut by it."
-        raise TeacherError(f"no data set: of {prompts} prompts none has a finished answer ({reasons}).", hint=hint)
+        raise TeacherError(
+            f"no data set: of {manifest.asked} {manifest.unit} none has a finished answer ({reasons}).", hint=hint
+        )
     if not tally.rows["train"]:
         raise ConfigError(
             f"no data set: all {sum(tally.rows.values())} answers fall into valid and test, none into train.",

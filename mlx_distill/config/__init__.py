@@ -6,7 +6,7 @@ description is the help text; its default stands here and nowhere else.
 
 from __future__ import annotations
 
-from mlx_distill.config.collecting import CollectConfig, CostConfig, PromptsConfig
+from mlx_distill.config.collecting import Choose, CollectConfig, CostConfig, PromptsConfig
 from mlx_distill.config.comparing import ChatConfig, CompareConfig, JudgeConfig, ReportConfig
 from mlx_distill.config.publishing import ExportConfig, FuseConfig, ImportAdapterConfig, PullConfig, ShareConfig
 from mlx_distill.config.training import (
@@ -28,6 +28,7 @@ __all__ = [
     "SIZE_PATTERN",
     "BenchConfig",
     "ChatConfig",
+    "Choose",
     "CollectConfig",
     "CompareConfig",
     "CostConfig",

@@ -9,12 +9,15 @@ from pydantic import Field, model_validator
 
 from mlx_distill.settings import ARGUMENT, Settings
 
+#: Which of the answers to one prompt become rows.
+Choose = Literal["all", "first", "shortest", "best"]
+
 
 class PromptsConfig(Settings):
     """Expand a prompt file into the prompts to ask."""
 
     file: Path = Field(
-        description="Prompts as TOML (with modifiers), JSONL or plain text, one a line.",
+        description="Prompts as TOML (with modifiers, or tasks with hidden tests), JSONL or plain text, one a line.",
         json_schema_extra=ARGUMENT,
     )
     out: Path | None = Field(None, description="Write the expanded prompts here, as JSONL.")
@@ -24,7 +27,7 @@ class PromptsConfig(Settings):
 class CollectConfig(Settings):
     """Ask a teacher every prompt and make a data set of its answers."""
 
-    prompts: Path = Field(description="Prompts: TOML, JSONL or plain text.")
+    prompts: Path = Field(description="Prompts: TOML, JSONL or plain text; or tasks with hidden tests, as TOML.")
     teacher: str = Field(description="anthropic:MODEL, openai:MODEL, mlx:MODEL or recorded:PATH.")
     base_url: str | None = Field(None, description="Server of an openai: teacher, such as http://127.0.0.1:8080/v1.")
     out: Path = Field(
@@ -32,6 +35,14 @@ class CollectConfig(Settings):
     )
     system: str | None = Field(None, description="System prompt, sent with every prompt and kept in every row.")
     max_tokens: int = Field(4096, gt=0, description="Token limit of an answer.")
+    samples: int = Field(1, gt=0, le=100, description="Answers asked for to each prompt.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="Of the answers of an mlx: or openai: teacher; without it a local model is greedy, and others "
+        "answer as they do by themselves.",
+    )
     max_tokens_ceiling: int = Field(
         16384,
         gt=0,
@@ -62,8 +73,8 @@ class CollectConfig(Settings):
     )
     eval_prompts: str = Field(
         "data/prompts/heldout.toml",
-        description="Prompt files, separated by commas, that the prompts are held against: those too close are left "
-        "out.",
+        description="Files of prompts or tasks, separated by commas, that the prompts are held against: those too "
+        "close are left out. builtin: the tasks of data/eval.",
     )
     duplicate_threshold: float = Field(
         0.9,
@@ -71,11 +82,28 @@ class CollectConfig(Settings):
         le=1,
         description="Similarity from which a row is left out as a duplicate of an earlier one; 0 keeps all.",
     )
-    verify: bool = Field(False, description="Run the Python in the answers, in a process apart; needs your trust.")
-    keep_failing: bool = Field(False, description="Train also on answers whose Python fails.")
-    sandbox: Literal["auto", "required", "off"] = Field(
-        "auto", description="Whether --verify runs programs in the system's sandbox: where there is one, or always."
+    verify: bool = Field(
+        False,
+        description="Run the Python in the answers, in a process apart; needs your trust. Answers to tasks must pass "
+        "their hidden tests.",
     )
+    keep_failing: bool = Field(False, description="Train also on answers that fail.")
+    sandbox: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="Whether --verify and the rubric run programs in the system's sandbox: where there is one, or "
+        "always.",
+    )
+    choose: Choose = Field(
+        "all",
+        description="Which of a prompt's answers become rows, of those that nothing else leaves out: all, the first, "
+        "the shortest, or the best by a judge.",
+    )
+    judge: str = Field(
+        "rubric",
+        description="Who says which answer is best: rubric (offline; runs their code), anthropic:MODEL, openai:MODEL, "
+        "mlx:MODEL or recorded:PATH.",
+    )
+    judge_url: str | None = Field(None, description="Server of an openai: judge.")
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +111,18 @@ class CollectConfig(Settings):
         if isinstance(values, dict) and "out" not in values and isinstance(values.get("prompts"), (str, Path)):
             return {**values, "out": Path("data") / Path(values["prompts"]).stem}
         return values
+
+    @model_validator(mode="after")
+    def _judge_has_something_to_do(self) -> Self:
+        unasked = (type(self).model_fields["judge"].default, None)
+        if self.choose != "best" and (self.judge, self.judge_url) != unasked:
+            raise ValueError("a judge is asked where the best answers are chosen: give choose = best with judge")
+        return self
+
+    @property
+    def confined(self) -> bool | None:
+        """Whether programs run in the system's sandbox; None: where there is one that holds."""
+        return {"auto": None, "required": True, "off": False}[self.sandbox]
 
     @property
     def ceiling(self) -> int:

@@ -14,7 +14,7 @@ or no can be guessed, and without a sandbox a program can read what the user can
 from mlx_distill.evaluation.human_eval import load_human_eval
 from mlx_distill.evaluation.passing import mean_pass_at_k, pass_at_k
 from mlx_distill.evaluation.scoring import score_answer, score_answers
-from mlx_distill.evaluation.tasks import EvalTask, as_prompts, load_tasks
+from mlx_distill.evaluation.tasks import EvalTask, as_prompts, is_task_file, load_tasks, read_prompts, refuse_builtin
 from mlx_distill.scores import Ending, Outcome
 
 __all__ = [
@@ -22,10 +22,13 @@ __all__ = [
     "EvalTask",
     "Outcome",
     "as_prompts",
+    "is_task_file",
     "load_human_eval",
     "load_tasks",
     "mean_pass_at_k",
     "pass_at_k",
+    "read_prompts",
+    "refuse_builtin",
     "score_answer",
     "score_answers",
 ]

@@ -1,4 +1,4 @@
-"""Evaluation tasks: what a model is asked, and how its answer is tested.
+"""Tasks: what a model is asked, and how its answer is tested. Some evaluate; others are asked when collecting.
 
 A file of tasks is TOML: `format = 1`, `kind` and `family` for all of its tasks, and `[[task]]` tables.
 
@@ -34,6 +34,8 @@ Kind = Literal["python", "sql", "open"]
 Difficulty = Literal["easy", "medium"]
 
 BUILTIN: Literal["builtin"] = "builtin"
+
+_NOT_FOR_TRAINING = "It is what  compare --eval builtin  asks. Collect on tasks of your own, in the same format."
 
 _TOML_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 _HEADER = re.compile(r"^\s*\[\[\s*task\s*\]\]", re.MULTILINE)
@@ -181,6 +183,54 @@ def load_tasks(paths: Path | Sequence[Path] | Literal["builtin"] = BUILTIN) -> l
 def as_prompts(tasks: Iterable[EvalTask]) -> list[Prompt]:
     """The tasks as prompts that contenders can be asked. Each is a family of its own: none is another's variation."""
     return [Prompt(id=task.id, family=task.id, text=task.prompt, field=task.family) for task in tasks]
+
+
+def is_task_file(path: Path) -> bool:
+    """Whether a file holds tasks, not bare prompts. Of one that cannot be read this is False; its reader says why."""
+    path = find_input(path)
+    if path.suffix.lower() != ".toml":
+        return False
+    try:
+        return "task" in tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
+        return False
+
+
+def read_prompts(path: Path, *, modifiers: bool = True) -> list[Prompt]:
+    """The prompts of a file of either kind: those of its tasks, without anything else of them, or its own.
+
+    Args:
+        modifiers: As for `load_prompts`.
+
+    Raises:
+        InputError: As `load_tasks` and `load_prompts`.
+    """
+    return as_prompts(load_tasks(path)) if is_task_file(path) else load_prompts(path, modifiers=modifiers)
+
+
+def refuse_builtin(path: Path, prompts: Iterable[Prompt]) -> None:
+    """Refuse to train on the tasks that ship with the package: they are there to evaluate.
+
+    Args:
+        path: What the prompts were read from.
+
+    Raises:
+        InputError: The file is one of theirs, or a prompt is word for word one of theirs; says which.
+    """
+    folder = bundled("eval")
+    if folder is None:
+        return
+    if find_input(path).resolve().is_relative_to(folder.resolve()):
+        raise InputError("belongs to the evaluation set, which is not for training.", path=path, hint=_NOT_FOR_TRAINING)
+    # The texts of open tasks are held-out prompts, which the collection leaves out by itself.
+    known = {fold(task.prompt): task.id for task in load_tasks() if task.objective}
+    for prompt in prompts:
+        if (task := known.get(fold(prompt.text))) is not None:
+            raise InputError(
+                f"prompt {prompt.id} is the task {task} of the evaluation set, which is not for training.",
+                path=path,
+                hint=_NOT_FOR_TRAINING,
+            )
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -130,10 +130,13 @@ class Evidence:
         return line.endswith((".", "!", "?", ":", "|", "`", ")", "*")) or line[:1] in "-*|#" or line[:1].isdigit()
 
 
-def gather(generation: Generation, *, limits: Limits) -> Evidence:
+def gather(generation: Generation, *, limits: Limits, sandbox: bool = False) -> Evidence:
     """Read an answer and run its code.
 
     Blocks while the code runs, at most as long as the limits allow.
+
+    Args:
+        sandbox: Whether the operating system confines it.
     """
     text = generation.text[:MOST_CHARACTERS]
     asked = read_prompt(generation.prompt.text)
@@ -142,7 +145,7 @@ def gather(generation: Generation, *, limits: Limits) -> Evidence:
     labelled = [_labelled(block, language) for block in blocks]
     script = source(labelled, language) if language else ""
     outside = prose(text, blocks)
-    execution = _execute(language, script, limits)
+    execution = _execute(language, script, limits, sandbox=sandbox)
     crashed = execution is not None and execution.outcome == "crashed"
     return Evidence(
         asked=asked,
@@ -246,9 +249,9 @@ def _labelled(block: CodeBlock, language: str) -> CodeBlock:
     return CodeBlock(language, block.text, block.closed, block.start, block.end)
 
 
-def _execute(language: str, script: str, limits: Limits) -> Execution | None:
+def _execute(language: str, script: str, limits: Limits, *, sandbox: bool) -> Execution | None:
     if not script.strip():
         return None
     if language == "python":
-        return run_python(script, limits=limits)
-    return run_sql(script, limits=limits) if language == "sql" else None
+        return run_python(script, limits=limits, sandbox=sandbox)
+    return run_sql(script, limits=limits, sandbox=sandbox) if language == "sql" else None

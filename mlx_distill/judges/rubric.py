@@ -64,17 +64,19 @@ class RubricJudge:
 
     Args:
         limits: What an answer's code may use.
+        sandbox: Whether the operating system confines it.
     """
 
     name = "rubric"
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, sandbox: bool = False) -> None:
         self._limits = limits or Limits()
+        self._sandbox = sandbox
 
     async def score(self, case: Case) -> Verdict:
         """Score one answer; its Python or SQL runs in a child process meanwhile."""
         generation = case.generation
-        evidence = await asyncio.to_thread(gather, generation, limits=self._limits)
+        evidence = await asyncio.to_thread(gather, generation, limits=self._limits, sandbox=self._sandbox)
         return Verdict(
             prompt_id=generation.prompt.id,
             contender=generation.contender,

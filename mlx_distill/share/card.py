@@ -175,7 +175,9 @@ def _collection(manifest: Manifest) -> str:
     cost = f" They cost ${manifest.cost_usd:,.2f}" if manifest.cost_usd else " They cost nothing"
     dated = f" at the prices of {manifest.prices_dated}" if manifest.cost_usd and manifest.prices_dated else ""
     time = f" and took {_duration(manifest.collection_seconds)}" if manifest.collection_seconds else ""
-    return f"{manifest.answered:,} of {manifest.prompts:,} prompts were answered.{out}{cost}{dated}{time}."
+    answered = f"{manifest.answered:,} of {manifest.asked:,} {manifest.unit} were answered"
+    each = f"; each of {manifest.prompts:,} prompts was asked {manifest.samples} times" if manifest.samples > 1 else ""
+    return f"{answered}{each}.{out}{cost}{dated}{time}."
 
 
 def _drops(manifest: Manifest) -> str:

@@ -4,8 +4,8 @@ The key comes from `ANTHROPIC_API_KEY` or the keyring, and appears nowhere else;
 endpoint. The SDK retries what is worth it (408, 409, 429, 5xx, connections) twice and minds `retry-after`; nothing is
 wrapped around that. A middleware of the SDK sees each sending, follows the rate-limit headers (see `pace.py`) and
 counts the sendings that were cut off, and may have been billed. Redirects are not followed: the key would go along.
-No sampling parameter is sent: the API refuses them. Batches are in `anthropic_batch.py`. Not done here: tools,
-thinking budgets, prompt caching.
+No sampling parameter is sent: the API refuses them, and draws its answers by itself. Batches are in
+`anthropic_batch.py`. Not done here: tools, thinking budgets, prompt caching.
 """
 
 from __future__ import annotations
@@ -120,8 +120,10 @@ class AnthropicTeacher:
         """What the API is sent for a request.
 
         Raises:
-            TeacherError: A turn of the conversation cannot be sent.
+            TeacherError: A turn of the conversation, or a temperature, cannot be sent.
         """
+        if request.temperature is not None:
+            raise TeacherError(f"{self.spec} takes no temperature.")
         parameters: dict[str, Any] = {
             "model": self._model,
             "max_tokens": request.max_tokens,

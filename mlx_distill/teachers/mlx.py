@@ -1,11 +1,13 @@
 """A local open-weight model as a teacher: no key, no network, no bill.
 
 Whatever is asked while the model is at work joins its batch, so ask many at once: that is where the speed comes
-from. Answers are greedy: the same model gives the same answer, but for the last bits of a sum, which depend on
-what else is in the batch and may, rarely, tip an answer another way.
+from. Answers are greedy, or, where the request has a temperature, drawn with a key that follows from the request. So
+the same model gives the same answer to the same request, but for the last bits of a sum, which depend on what else is
+in the batch and may, rarely, tip an answer another way. The token limit has no part in the key: an answer that was cut
+and is asked again with more tokens goes on as it began, so that long answers are not drawn anew until one is short.
 
 MLX is used in one thread, which lives as long as the teacher; the model is loaded there by the first request. Not
-done here: sampling, tools, and taking a reasoning model's thoughts out of its answers.
+done here: top-p and the like, tools, and taking a reasoning model's thoughts out of its answers.
 """
 
 from __future__ import annotations
@@ -50,8 +52,7 @@ _DECIDING = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 @dataclass(frozen=True, eq=False)
 class _Question:
     key: int
-    conversation: Sequence[Message]
-    max_tokens: int
+    request: Request
     answer: asyncio.Future[Completion]
 
 
@@ -98,9 +99,7 @@ class MlxTeacher:
         if self._closed:
             raise TeacherError(f"{self.spec} is closed.")
         start = time.monotonic()
-        question = _Question(
-            next(self._keys), _conversation(request), request.max_tokens, asyncio.get_running_loop().create_future()
-        )
+        question = _Question(next(self._keys), request, asyncio.get_running_loop().create_future())
         self._asked.append(question)
         if self._driver is None or self._driver.done():
             self._driver = asyncio.create_task(self._drive())
@@ -165,12 +164,16 @@ class MlxTeacher:
         self, new: Sequence[_Question], taken_back: Sequence[int]
     ) -> list[tuple[int, Completion | MlxDistillError]]:
         """In the thread of the model: take what is new, drop what is not wanted, and write for a while."""
+        from mlx_distill.backends.mlx.drawing import Sampling
+
         engine = self._loaded()
         engine.remove(taken_back)
         refused: list[tuple[int, Completion | MlxDistillError]] = []
         for question in new:
+            request = question.request
+            sampling = Sampling.of(request.temperature or 0.0, request.draw_key)
             try:
-                engine.add(question.key, question.conversation, max_tokens=question.max_tokens)
+                engine.add(question.key, _conversation(request), max_tokens=request.max_tokens, sampling=sampling)
             except InputError as error:
                 refused.append((question.key, TeacherError(f"{self.spec}: {error.message}", hint=error.hint)))
         # Those refused are told at once.

@@ -7,8 +7,8 @@ the server that was named, and a server without keys is sent a word that is none
 The SDK retries what is worth it (408, 409, 429, 5xx, connections) twice and minds `retry-after`; nothing is wrapped
 around that. Which host answers is part of what was asked, its port is not: another provider's answers, which come
 with other terms, are never taken for those that are there. Answers are not streamed, since OpenAI streams some
-models to verified organisations only. Not done here: sampling parameters, tools, and taking a reasoning model's
-thoughts out of an answer where the server leaves them in it.
+models to verified organisations only. A temperature is sent where a request has one. Not done here: other sampling
+parameters, tools, and taking a reasoning model's thoughts out of an answer where the server leaves them in it.
 """
 
 from __future__ import annotations
@@ -150,17 +150,18 @@ class OpenAITeacher:
     async def _create(self, request: Request) -> object:
         messages = _messages(request)
         name = self._limit_name
+        settings = {} if request.temperature is None else {"temperature": request.temperature}
         try:
-            return await self._send(messages, {name: request.max_tokens})
+            return await self._send(messages, {name: request.max_tokens, **settings})
         except openai.BadRequestError as error:
             if name != "max_tokens" or error.param != "max_tokens" or error.code != "unsupported_parameter":
                 raise
         # OpenAI's models behind another host, such as Azure's. A refused request costs nothing.
         self._limit_name = "max_completion_tokens"
-        return await self._send(messages, {self._limit_name: request.max_tokens})
+        return await self._send(messages, {self._limit_name: request.max_tokens, **settings})
 
-    async def _send(self, messages: list[ChatCompletionMessageParam], limit: dict[str, Any]) -> object:
-        return await self._client.chat.completions.create(model=self._model, messages=messages, **limit)
+    async def _send(self, messages: list[ChatCompletionMessageParam], settings: dict[str, Any]) -> object:
+        return await self._client.chat.completions.create(model=self._model, messages=messages, **settings)
 
     def _reply(self, completion: object, seconds: float) -> Reply:
         # The SDK does not check what it receives: a page of text comes back as a str, a missing field as None.

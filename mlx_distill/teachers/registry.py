@@ -21,6 +21,18 @@ TEACHERS: dict[str, str] = {
 #: Those that speak to a server the user can name.
 TAKES_BASE_URL = frozenset({"openai"})
 
+#: Those that cannot be told a temperature → what can be done instead.
+NO_TEMPERATURE = {
+    "anthropic": "Leave --temperature away: its answers are drawn, so --samples alone gives several.",
+    "recorded": "Leave --temperature away.",
+}
+
+#: Those that have one answer to a prompt.
+ONE_ANSWER = frozenset({"recorded"})
+
+#: Those that give the same answer each time unless they are told a temperature.
+GREEDY = frozenset({"mlx"})
+
 
 def open_teacher(spec: str, *, base_url: str | None = None) -> Teacher:
     """Open the teacher that a spec names; close it after use.
@@ -57,3 +69,28 @@ def open_teacher(spec: str, *, base_url: str | None = None) -> Teacher:
     module, _, attribute = TEACHERS[provider].partition(":")
     opener = cast(Callable[..., Teacher], getattr(importlib.import_module(module), attribute))
     return opener(name.strip()) if base_url is None else opener(name.strip(), base_url=base_url)
+
+
+def check_sampling(spec: str, *, samples: int, temperature: float | None) -> None:
+    """Refuse what a teacher of this kind cannot be asked for. Opens and sends nothing.
+
+    Args:
+        spec: Of a teacher. Of one that is not in the table nothing is known, and nothing is refused.
+        samples: Answers to each prompt.
+        temperature: None leaves it to the teacher.
+
+    Raises:
+        ConfigError: It takes no temperature, or its answers would all be the same.
+    """
+    provider = spec.partition(":")[0]
+    if temperature is not None and provider in NO_TEMPERATURE:
+        raise ConfigError(f"teacher {spec!r} takes no temperature.", hint=NO_TEMPERATURE[provider])
+    if samples == 1:
+        return
+    if provider in ONE_ANSWER:
+        raise ConfigError(f"teacher {spec!r} has one answer to a prompt, not {samples}.", hint="Leave --samples away.")
+    if temperature == 0 or (temperature is None and provider in GREEDY):
+        raise ConfigError(
+            f"the {samples} greedy answers of teacher {spec!r} to a prompt would all be the same.",
+            hint="Draw them, for example with  --temperature 0.8",
+        )

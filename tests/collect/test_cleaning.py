@@ -104,7 +104,7 @@ def test_code_runs_only_when_asked_for_and_failing_answers_are_left_out(config: 
     assert dropped(verified)["failing code"] == ("wrong",)
     found = verified.verification
     assert found is not None
-    assert (found.passed, found.failed, found.without_code, found.failing) == (1, 1, 2, ("wrong",))
+    assert (found.passed, found.failed, found.without_code, found.failing) == (1, 1, 3, ("wrong",))
     assert found.isolation
     kept = collect_from_spec(config.model_copy(update={"verify": True, "keep_failing": True}))
     assert "failing code" not in dropped(kept)
@@ -118,7 +118,7 @@ def test_the_summary_says_it_all(config: CollectConfig) -> None:
     assert told.exit_code == 0, told.output
     assert "Left out, duplicate: 1 (second)." in told.stdout
     assert "Too close to the held-out prompt" in told.stdout
-    assert "Verified: 1 answers pass, 1 fail, 2 hold no Python" in told.stdout
+    assert "Verified: 1 answers pass, 1 fail, 3 hold no Python" in told.stdout
     assert "Failing: wrong." in told.stdout
 
 

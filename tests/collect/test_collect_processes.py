@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -82,6 +83,50 @@ def test_killed_at_several_moments_then_a_clean_run(
     # Nothing was paid for twice but what was under way when the process died.
     assert all(times <= 1 + cut.count(prompt) for prompt, times in server.billed.items())
     assert len(server.billed) == PROMPTS
+
+
+def test_killed_with_several_samples_then_a_clean_run(
+    server: MessagesServer, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+    server.answer = lambda prompt: f"{prompt} answer {next(numbers)}"
+    command += ["--samples", "3", "--duplicate-threshold", "0"]
+
+    def answered() -> dict[tuple[str, int], str]:
+        with Ledger(DataFolder(tmp_path / "out").ledger) as ledger:
+            return {
+                (entry.request.messages[0].content or "", entry.request.sample): entry.reply.text
+                for entry in ledger.entries()
+                if entry.reply is not None
+            }
+
+    known: dict[tuple[str, int], str] = {}
+    cut = 0
+    for moment in (4, 29):
+        child = start(command, server)
+        server.wait_for_journal(moment)
+        child.kill()
+        child.communicate()
+        assert known.items() <= answered().items()
+        known = answered()
+        with Ledger(DataFolder(tmp_path / "out").ledger) as ledger:
+            cut += ledger.counts()["sent"]
+    assert 0 < len(known) < 3 * PROMPTS
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    clean = CliRunner().invoke(main, [*command[3:], "--json"])
+    assert clean.exit_code == 0, clean.stderr
+    result = json.loads(clean.stdout)
+    assert (result["prompts"], result["samples"], result["answered"]) == (PROMPTS, 3, 3 * PROMPTS)
+    found = answered()
+    assert known.items() <= found.items()
+    rows = read_rows(tmp_path / "out" / "train.jsonl", ChatRow)
+    assert [[m.content for m in row.messages] for row in rows] == [
+        [f"question {n}", found[f"question {n}", sample]] for n in range(PROMPTS) for sample in range(3)
+    ]
+    assert len(set(found.values())) == 3 * PROMPTS
+    # Nothing was paid for twice but what was under way when the process died.
+    assert 3 * PROMPTS <= sum(server.billed.values()) <= 3 * PROMPTS + cut
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

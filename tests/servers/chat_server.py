@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 MODEL = "tiny-chat"
-_KNOWN = {"model", "messages", "max_tokens", "max_completion_tokens"}
+_KNOWN = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature"}
 _LIMITS = {"max_tokens", "max_completion_tokens"}
 
 #: Milliseconds after which the SDK tries again, so that tests need not wait.

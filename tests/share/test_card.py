@@ -72,6 +72,13 @@ def test_the_bases_licence_is_the_models(hub: HubApi, run: Path, licence: str | 
     assert ("state no licence" in card) == (licence is None)
 
 
+def test_several_answers_to_a_prompt_are_counted_as_such(hub: HubApi, run: Path) -> None:
+    rewrite(run, manifest=manifest().model_copy(update={"prompts": 20, "answered": 19}))
+    assert "19 of 20 prompts were answered." in shown(run).card
+    rewrite(run, manifest=manifest().model_copy(update={"prompts": 20, "samples": 3, "answered": 57}))
+    assert "57 of 60 requests were answered; each of 20 prompts was asked 3 times." in shown(run).card
+
+
 @pytest.mark.parametrize("what", ["fused", "both"])
 def test_a_whole_model_is_a_finetune(hub: HubApi, run: Path, what: str) -> None:
     assert head(shown(run, what=what).card).get("base_model_relation") == "finetune"

@@ -59,6 +59,15 @@ async def test_a_reply_is_whole(server: MessagesServer, teacher: AnthropicTeache
     assert headers["anthropic-version"] >= "2026-10-21"
 
 
+async def test_a_temperature_is_never_left_out_in_silence(server: MessagesServer, teacher: AnthropicTeacher) -> None:
+    request = ask_for().model_copy(update={"temperature": 0.5})
+    with pytest.raises(TeacherError, match="takes no temperature"):
+        await teacher.ask(request)
+    with pytest.raises(TeacherError, match="takes no temperature"):
+        teacher.batches.entry(request)
+    assert server.requests == []
+
+
 @BOTH_WAYS
 @pytest.mark.parametrize(
     ("reason", "stop"),

@@ -69,6 +69,19 @@ async def test_a_reply_is_whole_and_nothing_is_sent_that_was_not_asked_for(
     }
 
 
+async def test_a_temperature_is_sent_where_there_is_one(server: ChatServer, teacher: OpenAITeacher) -> None:
+    for temperature in (0.0, 0.7):
+        await teacher.ask(ask_for().model_copy(update={"temperature": temperature, "sample": 2}))
+    # Also when it is asked again under the other name of the limit.
+    server.limit_names = frozenset({"max_completion_tokens"})
+    await teacher.ask(ask_for().model_copy(update={"temperature": 0.7}))
+    sent = [body for _, body in server.requests]
+    assert [body.get("temperature") for body in sent] == [0.0, 0.7, 0.7, 0.7]
+    assert all(
+        body.keys() <= {"model", "messages", "temperature", "max_tokens", "max_completion_tokens"} for body in sent
+    )
+
+
 @pytest.mark.parametrize(
     ("reason", "stop"),
     [
