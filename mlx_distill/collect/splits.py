@@ -273,7 +273,7 @@ def _refuse_hopeless(tally: _Tally, manifest: Manifest) -> None:
         if "truncated" in tally.dropped:
             hint = "Raise --max-tokens-ceiling: answers were cut by it."
         raise TeacherError(
-            f"no data set: of {manifest.asked} {manifest.unit} none has a finished answer ({reasons}).", hint=hint
+            f"no data set: of {manifest.asked} {manifest.unit} none has an answer to train on ({reasons}).", hint=hint
         )
     if not tally.rows["train"]:
         raise ConfigError(

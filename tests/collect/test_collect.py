@@ -247,7 +247,7 @@ def test_an_edited_record_is_asked_again(tmp_path: Path, prompts: Path) -> None:
 def test_no_answer_at_all_is_an_error_that_says_why(tmp_path: Path, prompts: Path) -> None:
     record = tmp_path / "record.jsonl"
     record.write_text('{"prompt": "something else", "answer": "x"}\n', encoding="utf-8")
-    with pytest.raises(TeacherError, match=r"none has a finished answer \(20 failed\)"):
+    with pytest.raises(TeacherError, match=r"none has an answer to train on \(20 failed\)"):
         collect_from_spec(config_for(prompts, teacher=f"recorded:{record}"))
 
 

@@ -219,7 +219,7 @@ async def test_nothing_to_train_on_is_told_of_all_requests(prompts: Path) -> Non
     def act(request: Request) -> Reply:
         return told(request).model_copy(update={"stop": "refusal"})
 
-    with pytest.raises(TeacherError, match=r"of 18 requests none has a finished answer \(18 refused\)"):
+    with pytest.raises(TeacherError, match=r"of 18 requests none has an answer to train on \(18 refused\)"):
         await collect(config_for(prompts), NumberedTeacher(act))
 
 
