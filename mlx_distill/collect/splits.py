@@ -272,6 +272,8 @@ def _refuse_hopeless(tally: _Tally, manifest: Manifest) -> None:
         hint = "The same command asks those that failed again; all else is kept in the ledger."
         if "truncated" in tally.dropped:
             hint = "Raise --max-tokens-ceiling: answers were cut by it."
+        elif any(reason.startswith("failing") for reason in tally.dropped):
+            hint = "Ask for more --samples, or train on what fails, too:  --keep-failing"
         raise TeacherError(
             f"no data set: of {manifest.asked} {manifest.unit} none has an answer to train on ({reasons}).", hint=hint
         )

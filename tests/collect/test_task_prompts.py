@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from mlx_distill import pipeline
 from mlx_distill.cli.main import main
 from mlx_distill.collect.run import collect, estimate_from_spec
-from mlx_distill.errors import InputError
+from mlx_distill.errors import InputError, TeacherError
 from mlx_distill.evaluation import load_tasks, read_prompts, scoring
 from mlx_distill.layout import DataFolder
 from mlx_distill.progress import SILENT
@@ -99,6 +99,15 @@ async def test_hidden_tests_decide_and_stay_hidden(folder: Path) -> None:
     written = [path for path in config.out.rglob("*") if path.is_file()]
     assert DataFolder(config.out).manifest in written
     assert [(path.name, held) for path in written if (held := holds_secrets(path.read_bytes().decode("latin-1")))] == []
+
+
+async def test_nothing_that_passes_is_told_with_what_to_do(folder: Path) -> None:
+    answers = {TRIPLE: [WRONG], NAMES: ["No."], TALK: [fenced("assert 1 == 2")]}
+    config = config_for(folder, "tasks.toml", 1, verify=True)
+    with pytest.raises(TeacherError, match=r"train on \(1 failing code, 2 failing tests\)") as refused:
+        await collect(config, Sampled(answers))
+    assert refused.value.hint == "Ask for more --samples, or train on what fails, too:  --keep-failing"
+    assert not DataFolder(config.out).manifest.exists()
 
 
 async def test_failing_answers_are_rows_where_they_are_wanted_or_not_looked_for(folder: Path) -> None:
