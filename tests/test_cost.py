@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_distill.averages import Averages, measure_comparison, measure_data, measure_ledger
 from mlx_distill.config import CostConfig
-from mlx_distill.cost import cost, cost_rows, dollars
+from mlx_distill.cost import cost, cost_rows
 from mlx_distill.errors import ConfigError, InputError
 from mlx_distill.layout import ComparisonFolder, DataFolder, append_row, write_text
 from mlx_distill.ledger import Ledger
@@ -104,8 +104,8 @@ def test_a_collection_scaled_to_its_own_answers_costs_what_it_cost(
     assert found is not None
     paid = Usage(input_tokens=sum(r[0] for r in replies), output_tokens=sum(r[1] for r in replies))
     price = Price(3, 15)
-    assert dollars(price, found, answers) == pytest.approx(price.cost(paid), rel=1e-12)
-    assert dollars(price, found, answers, batch=True) == pytest.approx(price.cost(paid, batch=True), rel=1e-12)
+    assert found.dollars(price, answers) == pytest.approx(price.cost(paid), rel=1e-12)
+    assert found.dollars(price, answers, batch=True) == pytest.approx(price.cost(paid, batch=True), rel=1e-12)
 
 
 def test_time_goes_by_how_many_were_under_way(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mlx_distill
-from mlx_distill import prompts as prompts_module
 from mlx_distill.cli.command import run_guarded
 from mlx_distill.cli.console import Summary
 from mlx_distill.cli.main import COMMANDS, main
 from mlx_distill.errors import ConfigError, DependencyError, InputError, MlxDistillError
+from mlx_distill.evaluation import tasks
 from tests.children import ROOT
 
 HEAVY = {"mlx", "mlx_lm", "torch", "anthropic", "openai", "matplotlib", "transformers", "huggingface_hub", "numpy"}
@@ -172,7 +172,7 @@ def failing_with(error: BaseException) -> Result:
         raise error
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts_module, "load_prompts", fail)
+        patch.setattr(tasks, "read_prompts", fail)
         return invoke("prompts", "p.txt")
 
 
