@@ -109,7 +109,11 @@ class TrainConfig(Settings):
     distill_weight: float = Field(1.0, gt=0, le=1, description="Of the divergence against the cross-entropy.")
     distill_temperature: float = Field(1.0, gt=0, le=100, description="Softens teacher and student; 1 is off.")
     distill_beta: float = Field(
-        0.5, gt=0, lt=1, description="Of jsd: near 0 it is like the forward KL divergence, near 1 like the reverse."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Of jsd: near 0 it leads where the forward KL does, near 1 where the reverse does, and gets as "
+        "small as beta, or 1 - beta, is.",
     )
     optimizer: Literal["adamw", "adam", "lion", "adafactor", "muon"] = Field("adamw", description="Optimizer.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
