@@ -45,3 +45,9 @@ def smollm2() -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random Qwen2 model with a chat template: 4 layers, 384 tokens. Do not write into it."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of another, wider model than `tiny_model`, with the same tokenizer. Do not write into it."""
+    return make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=5, hidden=96)

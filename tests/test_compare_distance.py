@@ -37,12 +37,6 @@ WORDS = 384
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model than the student, with its tokenizer. Do not write into it."""
-    return make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=5, hidden=96)
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, teacher: Path) -> Path:
     """A run that learned the teacher's distribution, and its fused model. Do not write into it."""
     folder = tmp_path_factory.mktemp("distilled")

@@ -43,12 +43,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model than the student, with the same tokenizer."""
-    return make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=5, hidden=96)
-
-
-@pytest.fixture(scope="module")
 def logits(tmp_path_factory: pytest.TempPathFactory, data: Path, teacher: Path) -> Path:
     """Do not write into it."""
     out = tmp_path_factory.mktemp("logits") / "whole"

@@ -23,24 +23,13 @@ from mlx_distill.settings import parse_settings
 from mlx_distill.training.own_answers import is_own, own_batches
 from mlx_distill.training.run import train
 from tests.tiny import make_tiny_model
-from tests.training.runs import AtStep, make_data, metrics, outcome, settings
+from tests.training.runs import AtStep, make_data, metrics, online, outcome, settings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Do not write into it."""
     return make_data(tmp_path_factory.mktemp("taught") / "data")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model than the student, with the same tokenizer."""
-    return make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=5, hidden=96)
-
-
-def online(data: Path, model: Path, run: Path, teacher: Path, **changes: Any) -> TrainConfig:
-    values = {"distill": "reverse-kl", "teacher_online": f"mlx:{teacher}", "on_policy_tokens": 12, **changes}
-    return settings(data, model, run, **values)
 
 
 # Asked while training

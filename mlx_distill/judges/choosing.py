@@ -21,6 +21,7 @@ from mlx_distill.judges.base import Case
 from mlx_distill.judges.hearing import Question, hear, put
 from mlx_distill.judges.llm import LlmJudge, read_scores
 from mlx_distill.judges.rubric import RubricJudge
+from mlx_distill.judges.workers import for_each
 from mlx_distill.layout import DataFolder
 from mlx_distill.ledger import Entry, Ledger, Spending
 from mlx_distill.pricing import FREE, price_of
@@ -78,21 +79,14 @@ class RubricScorer:
         """
         judge = RubricJudge(sandbox=await asyncio.to_thread(self._isolation, progress))
         found: dict[str, float | None] = {}
-        queue = iter(answers.items())
         with progress.task("Judging", total=len(answers), unit="answers") as bar:
 
-            async def work() -> None:
-                for key, entry in queue:
-                    found[key] = (await judge.score(_case(entry, self._config))).overall
-                    bar.advance()
+            async def score(answer: tuple[str, Entry]) -> None:
+                key, entry = answer
+                found[key] = (await judge.score(_case(entry, self._config))).overall
+                bar.advance()
 
-            workers = [asyncio.create_task(work()) for _ in range(min(os.cpu_count() or 1, self._config.concurrency))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await for_each(answers.items(), score, at_once=min(os.cpu_count() or 1, self._config.concurrency))
         return found
 
     async def close(self) -> None:

@@ -25,6 +25,7 @@ from mlx_distill.judges.duels import by_scores, chosen, drawn, duel, identical
 from mlx_distill.judges.hearing import Question, hear, put
 from mlx_distill.judges.llm import LlmJudge, read_choice, read_scores
 from mlx_distill.judges.rubric import RubricJudge
+from mlx_distill.judges.workers import for_each
 from mlx_distill.layout import ComparisonFolder, lock, read_rows
 from mlx_distill.ledger import Ledger
 from mlx_distill.pricing import price_of
@@ -227,11 +228,11 @@ class _Session:
         if todo := self._unscored(judge):
             with self._progress.task("Judging", total=len(todo), unit="answers") as bar:
 
-                def keep(verdict: Verdict) -> None:
-                    self._book.keep(verdict)
+                async def score(case: Case) -> None:
+                    self._book.keep(await judge.score(case))
                     bar.advance()
 
-                await _score_all(todo, judge, self._config.concurrency, keep)
+                await for_each(todo, score, at_once=min(self._config.concurrency, len(todo)))
         for pair in self._pairs:
             first, second = (self._book.verdict(judge.name, answer) for answer in (pair.first, pair.second))
             self._book.keep(by_scores(pair, judge.name, first, second))
@@ -287,19 +288,3 @@ def _about_pair(judge: LlmJudge, pair: Pair) -> _Wanted:
 
     question = Question[Verdict | Duel](judge.pair_request(pair), read)
     return _Wanted(question, lambda problem: duel(pair, judge.name, problem=problem))
-
-
-async def _score_all(cases: Sequence[Case], judge: Judge, concurrency: int, keep: Callable[[Verdict], None]) -> None:
-    queue = iter(cases)
-
-    async def work() -> None:
-        for case in queue:
-            keep(await judge.score(case))
-
-    workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(cases)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)

@@ -63,6 +63,12 @@ def settings(data: Path, model: Path, run: Path, **changes: Any) -> TrainConfig:
     return TrainConfig.model_validate({**values, **changes})
 
 
+def online(data: Path, model: Path, run: Path, teacher: Path, **changes: Any) -> TrainConfig:
+    """The same, with a teacher that is asked on the way."""
+    values = {"distill": "reverse-kl", "teacher_online": f"mlx:{teacher}", "on_policy_tokens": 12, **changes}
+    return settings(data, model, run, **values)
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of a run, without the time they took."""
     rows = [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]

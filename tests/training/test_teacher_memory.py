@@ -19,7 +19,6 @@ from mlx_distill.backends.mlx.loading import load_frozen
 from mlx_distill.backends.mlx.student import MlxStudent
 from mlx_distill.backends.mlx.teaching import LogitTeacher
 from mlx_distill.batches import Batch, TeacherBuckets, TokenRow, make_batch
-from mlx_distill.config import TrainConfig
 from mlx_distill.layout import RunFolder
 from mlx_distill.run_records import MemoryPlan
 from mlx_distill.training import run as run_module
@@ -27,8 +26,7 @@ from mlx_distill.training.own_answers import own_batches
 from mlx_distill.training.planning import plan_memory
 from mlx_distill.training.run import train
 from mlx_distill.training.teaching import OnlineTeacher
-from tests.tiny import make_tiny_model
-from tests.training.runs import ROOT, AtStep, chat, make_data, outcome, settings
+from tests.training.runs import ROOT, AtStep, chat, make_data, online, outcome
 
 TOP_K = 64
 
@@ -37,17 +35,6 @@ TOP_K = 64
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Do not write into it."""
     return make_data(tmp_path_factory.mktemp("taught") / "data")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model than the student, with the same tokenizer."""
-    return make_tiny_model(tmp_path_factory.mktemp("teacher") / "model", seed=5, hidden=96)
-
-
-def online(data: Path, model: Path, run: Path, teacher: Path, **changes: Any) -> TrainConfig:
-    values = {"distill": "reverse-kl", "teacher_online": f"mlx:{teacher}", "on_policy_tokens": 12, **changes}
-    return settings(data, model, run, **values)
 
 
 def random_rows(count: int, longest: int = 60) -> list[TokenRow]:
