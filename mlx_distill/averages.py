@@ -17,8 +17,9 @@ from mlx_distill.errors import InputError
 from mlx_distill.layout import ComparisonFolder, DataFolder, RunFolder, read_record, read_rows
 from mlx_distill.ledger import Ledger
 from mlx_distill.ledger_schema import translate
+from mlx_distill.manifest import Manifest
 from mlx_distill.pricing import Price
-from mlx_distill.records import ComparisonRecord, Generation, Manifest, Usage
+from mlx_distill.records import ComparisonRecord, Generation, Usage
 from mlx_distill.run_records import RunRecord
 from mlx_distill.verdicts import first_answers
 

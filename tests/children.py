@@ -15,7 +15,7 @@ def child(source: str, *arguments: Path) -> subprocess.Popen[str]:
     """A Python of its own that has `layout`, `os`, `signal` and `Path`; arguments as `argv`."""
     head = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom mlx_distill import layout\n"
-        "from mlx_distill.records import DropCount\nargv = [Path(a) for a in sys.argv[1:]]\n"
+        "from mlx_distill.manifest import DropCount\nargv = [Path(a) for a in sys.argv[1:]]\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", head + source, *map(str, arguments)],

@@ -16,20 +16,9 @@ from mlx_distill.cost import cost, cost_rows
 from mlx_distill.errors import ConfigError, InputError
 from mlx_distill.layout import ComparisonFolder, DataFolder, append_row, write_text
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import DropCount, Manifest, TeacherTerms
 from mlx_distill.pricing import Price, listed_prices, price_of
-from mlx_distill.records import (
-    ComparisonRecord,
-    DropCount,
-    Generation,
-    Manifest,
-    Message,
-    Prompt,
-    Reply,
-    Request,
-    StopReason,
-    TeacherTerms,
-    Usage,
-)
+from mlx_distill.records import ComparisonRecord, Generation, Message, Prompt, Reply, Request, StopReason, Usage
 
 SONNET = "anthropic:claude-sonnet-4-6"
 LOCAL = "mlx:Qwen/Qwen2.5-7B-Instruct"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlx_distill import layout
 from mlx_distill.errors import FolderError, InputError, ResourceError
-from mlx_distill.records import DropCount
+from mlx_distill.manifest import DropCount
 from tests.children import child, killed
 
 # Rows.

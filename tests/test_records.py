@@ -14,18 +14,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlx_distill import records, run_records
+from mlx_distill.manifest import Manifest, TeacherTerms
 from mlx_distill.records import (
     ChatRow,
     DimensionScore,
     Generation,
-    Manifest,
     Message,
     Prompt,
     Record,
     Reply,
     Request,
     StopReason,
-    TeacherTerms,
     Usage,
     Verdict,
     content_hash,

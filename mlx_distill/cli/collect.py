@@ -11,8 +11,8 @@ import click
 from mlx_distill.cli.command import command as make_command
 from mlx_distill.cli.console import Summary
 from mlx_distill.config import CollectConfig
+from mlx_distill.manifest import DropCount, Manifest
 from mlx_distill.progress import Progress
-from mlx_distill.records import DropCount, Manifest
 
 _IDS_SHOWN = 5
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from mlx_distill.cli.console import Summary
 from mlx_distill.collect.estimate import CHARACTERS_PER_TOKEN, TYPICAL_ANSWER_TOKENS, Estimate
+from mlx_distill.manifest import unit_of
 
 
 def summarise_estimate(found: Estimate) -> Summary:
     """Requests, tokens and cost, online and in batches, and what larger collections would cost."""
     answered = found.asked - found.requests
-    unit, each = ("prompts", "") if found.samples == 1 else ("requests", f", {found.samples} answers each")
+    unit = unit_of(found.samples)
+    each = "" if found.samples == 1 else f", {found.samples} answers each"
     lines = [
         f"{found.requests:,} requests to {found.teacher}"
         + (f"; {answered:,} of {found.asked:,} {unit} have their answer, or are in a batch." if answered else "."),

@@ -27,8 +27,9 @@ from mlx_distill.collect.verifying import verify
 from mlx_distill.config import CollectConfig
 from mlx_distill.evaluation.tasks import BUILTIN, as_prompts, load_tasks, read_prompts
 from mlx_distill.ledger import Entry, Ledger
+from mlx_distill.manifest import VerificationSummary
 from mlx_distill.progress import Bar, Progress
-from mlx_distill.records import Prompt, Request, VerificationSummary
+from mlx_distill.records import Prompt, Request
 
 T = TypeVar("T")
 

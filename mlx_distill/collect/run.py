@@ -24,9 +24,9 @@ from mlx_distill.errors import ConfigError, DependencyError, FolderError, Teache
 from mlx_distill.evaluation.tasks import read_prompts, refuse_builtin
 from mlx_distill.layout import DataFolder, lock
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import Manifest, TeacherTerms, unit_of
 from mlx_distill.pricing import price_of
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import Manifest, TeacherTerms
 from mlx_distill.teachers.base import Teacher, request_name
 from mlx_distill.teachers.batches import Batching
 from mlx_distill.teachers.registry import check_sampling, open_teacher
@@ -136,9 +136,9 @@ async def collect(
         except TeacherUnavailableError as error:
             counts = ledger.counts(request.key for request in requests)
             have = counts["answered"] + counts["refused"] + counts["truncated"]
-            unit = "prompts" if config.samples == 1 else "requests"
             raise TeacherUnavailableError(
-                f"{error.message}\n  {have} of {len(requests)} {unit} have their answer in {folder.ledger}.",
+                f"{error.message}\n  {have} of {len(requests)} {unit_of(config.samples)} have their answer in "
+                f"{folder.ledger}.",
                 hint=error.hint,
             ) from None
         found = await clean(ledger, requests, config, progress, scorer)

@@ -29,7 +29,8 @@ from mlx_distill.collect.requests import histories, samples_in
 from mlx_distill.errors import ConfigError, FolderError, InputError, TeacherError
 from mlx_distill.layout import DataFolder, atomic_file, explain, file_sha256, read_record, write_text
 from mlx_distill.ledger import Entry, Ledger
-from mlx_distill.records import ChatRow, DropCount, Manifest, Message, Request, Split, TeacherTerms, Usage
+from mlx_distill.manifest import DropCount, Manifest, TeacherTerms
+from mlx_distill.records import ChatRow, Message, Request, Split, Usage
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 

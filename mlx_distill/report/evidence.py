@@ -14,7 +14,8 @@ from pathlib import Path
 from mlx_distill.calibration import Calibration
 from mlx_distill.errors import InputError
 from mlx_distill.layout import ComparisonFolder, RunFolder, file_sha256, read_record, read_rows
-from mlx_distill.records import ComparisonRecord, Generation, Manifest, Prompt, Verdict
+from mlx_distill.manifest import Manifest
+from mlx_distill.records import ComparisonRecord, Generation, Prompt, Verdict
 from mlx_distill.report.fitting import fitting_losses, fitting_outcomes, present_answers
 from mlx_distill.report.wording import CONTENDER_TITLES
 from mlx_distill.run_records import MetricRow, RunRecord

@@ -9,8 +9,8 @@ from typing import Any
 
 from mlx_distill import layout
 from mlx_distill.errors import InputError, ModelError
+from mlx_distill.manifest import Manifest, TeacherTerms
 from mlx_distill.quality.credentials import find_credentials
-from mlx_distill.records import Manifest, TeacherTerms
 from mlx_distill.run_records import RunRecord
 from mlx_distill.share.base import Base, name_base
 

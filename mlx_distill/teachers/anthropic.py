@@ -22,7 +22,8 @@ from anthropic.types import Message as ApiMessage
 from anthropic.types import MessageParam
 
 from mlx_distill.errors import MlxDistillError, TeacherError, TeacherUnavailableError
-from mlx_distill.records import Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import Reply, Request, StopReason, Usage
 from mlx_distill.teachers.keys import find_key
 from mlx_distill.teachers.pace import Pace
 from mlx_distill.teachers.sending import current

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from mlx_distill.records import Reply, Request, TeacherTerms
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import Reply, Request
 
 
 class Teacher(Protocol):

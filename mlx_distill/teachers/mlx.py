@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlx_distill.errors import InputError, MlxDistillError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import file_sha256
+from mlx_distill.manifest import TeacherTerms
 from mlx_distill.models.resolve import resolve
-from mlx_distill.records import Message, ModelRecord, Reply, Request, TeacherTerms, Usage, content_hash
+from mlx_distill.records import Message, ModelRecord, Reply, Request, Usage, content_hash
 
 if TYPE_CHECKING:
     from mlx_distill.backends.mlx.engine import Completion, Engine

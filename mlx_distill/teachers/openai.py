@@ -20,7 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlx_distill.errors import ConfigError, DependencyError, TeacherError, TeacherUnavailableError
-from mlx_distill.records import Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import Reply, Request, StopReason, Usage
 
 try:
     import httpx2

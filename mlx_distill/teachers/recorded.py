@@ -25,7 +25,8 @@ from pydantic_core import from_json
 
 from mlx_distill.errors import InputError, TeacherError
 from mlx_distill.layout import explain, find_input
-from mlx_distill.records import ChatRow, Message, Record, Reply, Request, TeacherTerms, content_hash
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import ChatRow, Message, Record, Reply, Request, content_hash
 
 R = TypeVar("R", bound=Record)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mlx_distill.config import CollectConfig
 from mlx_distill.layout import read_rows
-from mlx_distill.records import ChatRow, Manifest, Reply, Request, TeacherTerms, Usage
+from mlx_distill.manifest import Manifest, TeacherTerms
+from mlx_distill.records import ChatRow, Reply, Request, Usage
 
 
 @dataclass

@@ -22,8 +22,9 @@ from mlx_distill.collect.run import collect, collect_from_spec
 from mlx_distill.config import CollectConfig
 from mlx_distill.errors import ConfigError, TeacherError
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import TeacherTerms
 from mlx_distill.pricing import Price, price_of
-from mlx_distill.records import Prompt, Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.records import Prompt, Reply, Request, StopReason, Usage
 from mlx_distill.teachers.sending import current
 
 MODEL = "claude-sonnet-4-6"

@@ -17,9 +17,10 @@ from mlx_distill.config import CollectConfig
 from mlx_distill.errors import InputError
 from mlx_distill.layout import DataFolder, read_rows
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import Manifest
 from mlx_distill.progress import Progress
 from mlx_distill.prompts import load_prompts
-from mlx_distill.records import ChatRow, Manifest
+from mlx_distill.records import ChatRow
 
 GOOD = "```python\ndef double(n):\n    return 2 * n\n\nassert double(2) == 4\n```"
 BAD = "```python\nassert 2 * 2 == 5\n```"

@@ -15,9 +15,10 @@ from mlx_distill.config import CollectConfig
 from mlx_distill.errors import FolderError, InputError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import DataFolder, lock, read_rows
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import TeacherTerms
 from mlx_distill.progress import Progress
 from mlx_distill.prompts import load_prompts
-from mlx_distill.records import ChatRow, Reply, Request, TeacherTerms
+from mlx_distill.records import ChatRow, Reply, Request
 from tests.servers.messages_server import KEY, MODEL, Fault, MessagesServer
 
 #: All families in train, so that rows can be counted in one place.

@@ -24,7 +24,8 @@ from mlx_distill.config import CollectConfig
 from mlx_distill.errors import ConfigError, TeacherError, TeacherUnavailableError
 from mlx_distill.layout import DataFolder, read_rows
 from mlx_distill.ledger import Ledger
-from mlx_distill.records import ChatRow, Prompt, Reply, Request, TeacherTerms
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import ChatRow, Prompt, Reply, Request
 from tests.servers.messages_server import MODEL, Fault, MessagesServer
 
 CLAUDE = f"anthropic:{MODEL}"

@@ -16,8 +16,9 @@ from mlx_distill.collect.splits import SPLITS, refuse_foreign, split_of, write_d
 from mlx_distill.errors import ConfigError, FolderError, TeacherError
 from mlx_distill.layout import DataFolder, file_sha256, read_record, read_rows
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import Manifest, TeacherTerms
 from mlx_distill.prompts import load_prompts
-from mlx_distill.records import ChatRow, Manifest, Message, Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.records import ChatRow, Message, Reply, Request, StopReason, Usage
 
 TERMS = TeacherTerms(teacher="t", licence="MIT", summary="free")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from mlx_distill.judges.base import DIMENSIONS
 from mlx_distill.judges.llm import LlmJudge
 from mlx_distill.layout import ComparisonFolder, append_row
-from mlx_distill.records import Contender, Generation, Prompt, Reply, Request, StopReason, TeacherTerms, Usage
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import Contender, Generation, Prompt, Reply, Request, StopReason, Usage
 
 PRICED = "anthropic:claude-sonnet-4-6"
 

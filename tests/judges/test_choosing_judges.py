@@ -17,8 +17,9 @@ from mlx_distill.judges.choosing import ModelScorer, RubricScorer, open_scorer
 from mlx_distill.judges.llm import LlmJudge
 from mlx_distill.layout import DataFolder
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import Manifest
 from mlx_distill.pricing import price_of
-from mlx_distill.records import Manifest, Reply, Request, Usage
+from mlx_distill.records import Reply, Request, Usage
 from tests.collect.sampled import Sampled, config_for, rows_of
 from tests.evaluation.asked import fenced
 from tests.judges.judging import PRICED, Panellist, by_quality, question_of, refusal, scores

@@ -14,7 +14,8 @@ from mlx_distill.errors import TeacherError, TeacherUnavailableError
 from mlx_distill.judges.base import DIMENSIONS, Case
 from mlx_distill.judges.blind import FAMILIES, blinded, family, same_family
 from mlx_distill.judges.llm import LlmJudge, read_scores
-from mlx_distill.records import Contender, Generation, Prompt, Reply, Request, StopReason, TeacherTerms
+from mlx_distill.manifest import TeacherTerms
+from mlx_distill.records import Contender, Generation, Prompt, Reply, Request, StopReason
 
 GOOD: dict[str, Any] = {name: {"rationale": f"About {name}.", "score": 7} for name in DIMENSIONS}
 

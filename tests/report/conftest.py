@@ -11,17 +11,8 @@ import pytest
 
 from mlx_distill.config import TrainConfig
 from mlx_distill.layout import ComparisonFolder, RunFolder, append_row, write_text
-from mlx_distill.records import (
-    ComparisonRecord,
-    DimensionScore,
-    Generation,
-    Manifest,
-    ModelRecord,
-    Prompt,
-    TeacherTerms,
-    Usage,
-    Verdict,
-)
+from mlx_distill.manifest import Manifest, TeacherTerms
+from mlx_distill.records import ComparisonRecord, DimensionScore, Generation, ModelRecord, Prompt, Usage, Verdict
 from mlx_distill.report.analysis import analyse
 from mlx_distill.report.evidence import read_evidence
 from mlx_distill.report.flow import pipeline

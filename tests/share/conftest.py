@@ -15,16 +15,8 @@ import pytest
 from mlx_distill import layout
 from mlx_distill.config import FuseConfig, ShareConfig
 from mlx_distill.fuse import fuse
-from mlx_distill.records import (
-    ComparisonRecord,
-    DimensionScore,
-    Generation,
-    Manifest,
-    ModelRecord,
-    Prompt,
-    TeacherTerms,
-    Verdict,
-)
+from mlx_distill.manifest import Manifest, TeacherTerms
+from mlx_distill.records import ComparisonRecord, DimensionScore, Generation, ModelRecord, Prompt, Verdict
 from mlx_distill.run_records import RunRecord
 from mlx_distill.share.run import Shared, share
 from mlx_distill.training.run import train
