@@ -47,11 +47,16 @@ _DERIVED: dict[str, str] = {
     "fuse.run": "{train.run}",
     "compare.run": "{train.run}",
     "compare.teacher": "{collect.teacher}",
+    "compare.base_url": "{collect.base_url}",
     "compare.fused": "{fuse.out}",
     "compare.out": "visuals/{name}",
     "judge.comparison": "{compare.out}",
     "report.comparison": "{compare.out}",
 }
+
+
+#: Which of these are of no use unless another is derived as well.
+_WITH = {"compare.base_url": "compare.teacher"}
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -127,7 +132,7 @@ def _derive(tree: dict[str, Any], *, where: str) -> set[str]:
 
     for key, pattern in _DERIVED.items():
         section, leaf = key.split(".")
-        if leaf in tree[section]:
+        if leaf in tree[section] or _WITH.get(key, key) not in {key, *derived}:
             continue
         source = pattern.strip("{}")
         value = lookup(source) if pattern == f"{{{source}}}" else pattern.format(name=tree.get("name", ""))

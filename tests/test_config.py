@@ -184,6 +184,14 @@ def test_paths_follow_from_each_other(recipe_file: Path) -> None:
     assert recipe.compare.teacher == "mlx:m"
 
 
+def test_a_teachers_server_is_that_of_the_comparison_too_unless_that_has_another_teacher(recipe_file: Path) -> None:
+    server = ["collect.teacher=openai:m", "collect.base_url=http://127.0.0.1:1/v1"]
+    assert load_recipe(recipe_file, server).compare.base_url == "http://127.0.0.1:1/v1"
+    assert load_recipe(recipe_file, [*server, "compare.teacher=recorded:d"]).compare.base_url is None
+    assert load_recipe(recipe_file, [*server, "compare.base_url=u"]).compare.base_url == "u"
+    assert load_recipe(recipe_file).compare.base_url is None
+
+
 @pytest.mark.parametrize(
     ("key", "guess"),
     [
@@ -355,7 +363,7 @@ def test_flags_are_the_settings_and_nothing_else(name: str) -> None:
             assert f"--{key.replace('_', '-')}" in parameter.opts
             assert parameter.required == field.is_required()
             assert (parameter.help or "").startswith(field.description or "no description")
-            if not (field.is_required() or field.default in (None, True, False) or field.default_factory):
+            if not (field.is_required() or field.default in (None, True, False, "") or field.default_factory):
                 assert (parameter.help or "").endswith(f"[default: {field.default}]")
         else:
             assert field.json_schema_extra == {"argument": True}

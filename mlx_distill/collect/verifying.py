@@ -15,8 +15,8 @@ from mlx_distill.config import CollectConfig
 from mlx_distill.errors import InputError
 from mlx_distill.evaluation.tasks import EvalTask, is_task_file, load_tasks
 from mlx_distill.ledger import Ledger
+from mlx_distill.manifest import VerificationSummary
 from mlx_distill.progress import Progress
-from mlx_distill.records import VerificationSummary
 
 FAILING_CODE, FAILING_TESTS = "failing code", "failing tests"
 
@@ -77,8 +77,8 @@ def _test(
     from mlx_distill.evaluation.scoring import score_answers
 
     answers = FromLedger(ledger, list(tasks), answer)
-    outcomes = score_answers(
-        ((tasks[key], text) for key, text in answers.items()), sandbox=config.confined, progress=progress
+    outcomes = list(
+        score_answers(((tasks[key], text) for key, text in answers.items()), sandbox=config.sandbox, progress=progress)
     )
     levels = {outcome.isolation for outcome in outcomes if outcome.isolation}
     failing = [key for key, outcome in zip(tasks, outcomes, strict=True) if not outcome.passed]
@@ -97,7 +97,7 @@ def _run(
 ) -> tuple[VerificationSummary, dict[str, str]]:
     from mlx_distill.quality.verify import verify_answers
 
-    found = verify_answers(FromLedger(ledger, keys, answer), sandbox=config.confined, progress=progress)
+    found = verify_answers(FromLedger(ledger, keys, answer), sandbox=config.sandbox, progress=progress)
     outcomes = Counter(verification.passed for verification in found.values())
     levels = {verification.isolation for verification in found.values() if verification.isolation}
     summary = VerificationSummary(

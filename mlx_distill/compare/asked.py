@@ -37,7 +37,7 @@ def ask(
     """
 
     async def whole() -> list[Generation]:
-        teacher = open_teacher(contender.model)
+        teacher = open_teacher(contender.model, base_url=contender.base_url)
         requests = [_request(prompt, request_name(teacher), config.max_tokens) for prompt in prompts]
         try:
             with Ledger(folder.teacher_ledger) as ledger:

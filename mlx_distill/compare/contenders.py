@@ -15,7 +15,7 @@ from mlx_distill.progress import Progress
 from mlx_distill.records import CONTENDER_PATTERN, CONTENDERS
 from mlx_distill.run_records import RunRecord
 from mlx_distill.runs import FusedRecord, read_fused, read_run
-from mlx_distill.teachers.registry import TEACHERS
+from mlx_distill.teachers.registry import TEACHERS, base_urls
 
 #: What a spec of a local model may begin with: the student's own backend answers for it, not a teacher's.
 _LOCAL = "mlx:"
@@ -43,10 +43,12 @@ class AskedContender:
     Attributes:
         name: Of the contender.
         model: Its spec.
+        base_url: Of the server that it is behind, where one was named.
     """
 
     name: str
     model: str
+    base_url: str | None = None
 
 
 Contending = LocalContender | AskedContender
@@ -60,10 +62,15 @@ def contenders_of(config: CompareConfig, run: RunRecord, fused: FusedRecord, pro
         InputError, ModelError: One of them is not there.
     """
     named = list(parse_others(config.others))
-    found: list[Contending] = [] if config.teacher is None else [AskedContender("teacher", config.teacher)]
+    asked = {} if config.teacher is None else {"teacher": config.teacher}
+    asked |= {name: spec for name, spec in named if _is_asked(spec)}
+    urls = base_urls(asked.values(), config.base_url, what="contenders")
+    found: list[Contending] = [AskedContender("teacher", spec, urls[spec]) for spec in filter(None, [config.teacher])]
     found.append(_model("base", run.model.spec, progress))
     found.append(_fused("distilled", config.run, fused, config.fused or layout.RunFolder(config.run).fused))
-    return found + [_other(name, spec, progress) for name, spec in named]
+    for name, spec in named:
+        found.append(AskedContender(name, spec, urls[spec]) if name in asked else _local(name, spec, progress))
+    return found
 
 
 def parse_others(text: str) -> Iterator[tuple[str, str]]:
@@ -87,10 +94,13 @@ def parse_others(text: str) -> Iterator[tuple[str, str]]:
         yield name, spec
 
 
-def _other(name: str, spec: str, progress: Progress) -> Contending:
+def _is_asked(spec: str) -> bool:
+    """Whether a spec names a teacher that is asked, and not a model or a run's folder."""
     provider, colon, _ = spec.partition(":")
-    if colon and provider in TEACHERS and not spec.startswith(_LOCAL):
-        return AskedContender(name, spec)
+    return bool(colon) and provider in TEACHERS and not spec.startswith(_LOCAL)
+
+
+def _local(name: str, spec: str, progress: Progress) -> LocalContender:
     path = Path(spec).expanduser()
     files = layout.RunFolder(path)
     if files.record.exists():

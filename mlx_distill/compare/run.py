@@ -80,7 +80,7 @@ def compare(config: CompareConfig, progress: Progress = SILENT) -> ComparisonRec
         rows = _in_order(contenders, questions, rows)
         layout.write_text(folder.generations, "".join(row.to_json() + "\n" for row in rows))
         if questions.tasks:
-            run_tests(rows, questions.tasks, folder, progress)
+            run_tests(rows, questions.tasks, folder, sandbox=config.sandbox, progress=progress)
         else:
             folder.outcomes.unlink(missing_ok=True)
         record = _record(config, folder, contenders, questions, rows, device)

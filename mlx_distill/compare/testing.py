@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from mlx_distill import layout
+from mlx_distill.config import Confinement
 from mlx_distill.evaluation import EvalTask, score_answers
 from mlx_distill.evaluation.scoring import scoring_sha256
-from mlx_distill.execution import isolation_level
 from mlx_distill.progress import Progress
 from mlx_distill.records import Generation
 from mlx_distill.scores import ScoredAnswer
 
-#: Answers that are scored before their outcomes are kept.
-_AT_ONCE = 32
-
 
 def run_tests(
-    rows: Sequence[Generation], tasks: Mapping[str, EvalTask], folder: layout.ComparisonFolder, progress: Progress
+    rows: Sequence[Generation],
+    tasks: Mapping[str, EvalTask],
+    folder: layout.ComparisonFolder,
+    *,
+    sandbox: Confinement,
+    progress: Progress,
 ) -> list[ScoredAnswer]:
     """Score every answer to a task that has no outcome yet; the file then holds those of the present answers alone.
 
@@ -25,34 +28,30 @@ def run_tests(
         rows: In the order in which the file shall have them.
 
     Raises:
-        IsolationError: Programs cannot be run safely here.
+        DependencyError, IsolationError: Programs cannot be run safely here, or not as is asked.
     """
     hashes = {name: scoring_sha256(task) for name, task in tasks.items()}
     kept = {_key(row): row for row in layout.read_rows(folder.outcomes, ScoredAnswer)}
     answers = [row for row in rows if row.prompt.id in tasks]
     todo = [row for row in answers if _wanted(row, hashes) not in kept]
     if todo:
-        progress.say(f"Answers' code runs in child processes with limits (isolation: {isolation_level()}).")
         layout.drop_torn_line(folder.outcomes)
-    with progress.task("Testing answers", total=len(todo), unit="answers") as bar:
-        for start in range(0, len(todo), _AT_ONCE):
-            some = todo[start : start + _AT_ONCE]
-            outcomes = score_answers([(tasks[row.prompt.id], row.text) for row in some])
-            for row, outcome in zip(some, outcomes, strict=True):
-                task = tasks[row.prompt.id]
-                found = ScoredAnswer(
-                    contender=row.contender,
-                    sample=row.sample,
-                    answer_sha256=row.answer_sha256,
-                    task_sha256=hashes[task.id],
-                    family=task.family,
-                    difficulty=task.difficulty,
-                    objective=task.objective,
-                    outcome=outcome,
-                )
-                layout.append_row(folder.outcomes, found)
-                kept[_key(found)] = found
-                bar.advance()
+    pairs = ((tasks[row.prompt.id], row.text) for row in todo)
+    with closing(score_answers(pairs, sandbox=sandbox, progress=progress)) as outcomes:
+        for row, outcome in zip(todo, outcomes, strict=True):
+            task = tasks[row.prompt.id]
+            found = ScoredAnswer(
+                contender=row.contender,
+                sample=row.sample,
+                answer_sha256=row.answer_sha256,
+                task_sha256=hashes[task.id],
+                family=task.family,
+                difficulty=task.difficulty,
+                objective=task.objective,
+                outcome=outcome,
+            )
+            layout.append_row(folder.outcomes, found)
+            kept[_key(found)] = found
     present = [kept[_wanted(row, hashes)] for row in answers]
     layout.write_text(folder.outcomes, "".join(row.to_json() + "\n" for row in present))
     return present

@@ -1,7 +1,7 @@
 """Tasks with hidden tests, and what comes of the answers to them: scores that are nobody's opinion.
 
     tasks = load_tasks()                                # data/eval/, or files of your own
-    outcomes = score_answers([(tasks[0], answer)])      # passed, failed, timeout, ...
+    outcomes = list(score_answers([(tasks[0], answer)], sandbox="auto"))      # passed, failed, timeout, ...
     pass_at_k(n=10, c=3, k=5)                           # unbiased
 
 An answer's code runs in a child process within limits and, where there is one, in the system's sandbox; see

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import cast
 
 from mlx_distill.code_blocks import code_blocks, source
+from mlx_distill.config import Confinement
 from mlx_distill.errors import InputError
 from mlx_distill.evaluation import python_tests, sql_tests
 from mlx_distill.evaluation.tasks import EvalTask, SqlCase
@@ -55,21 +56,20 @@ def score_answers(
     pairs: Iterable[tuple[EvalTask, str]],
     *,
     jobs: int | None = None,
-    sandbox: bool | None = None,
+    sandbox: Confinement,
     progress: Progress = SILENT,
-) -> list[Outcome]:
-    """Score answers, several at a time.
+) -> Generator[Outcome, None, None]:
+    """Score answers, several at a time, and give each outcome when those before it are there.
 
-    Blocks until all are done; call it from a thread in asynchronous code. Before the first, canaries show that programs
-    are judged rightly here, and that the sandbox holds. An interruption waits for the programs under way alone.
+    Blocks; call it from a thread in asynchronous code. Before the first, canaries show that programs are judged rightly
+    here, and that the sandbox holds. An interruption, or closing it, waits for the programs under way alone.
 
     Args:
         pairs: Tasks with an answer each, in Markdown; a task may come with many.
         jobs: Programs at once, at most as many as there are cores; None: that many.
-        sandbox: True: only inside the operating system's sandbox. False: without. None: inside it where it is
-            installed and holds.
+        sandbox: Whether inside the operating system's sandbox; "auto": where it is installed and holds.
 
-    Returns:
+    Yields:
         In the order of `pairs`.
 
     Raises:
@@ -80,17 +80,15 @@ def score_answers(
     """
     todo = list(pairs)
     if not todo:
-        return []
+        return
     cores = os.cpu_count() or 1
     workers = max(1, min(jobs or cores, cores))
-    outcomes = []
-    with progress.task("Scoring", total=len(todo), unit="answers") as bar, ThreadPoolExecutor(workers) as pool:
+    with progress.task("Testing answers", total=len(todo), unit="answers") as bar, ThreadPoolExecutor(workers) as pool:
         confined = choose_isolation(sandbox, pool=pool, progress=progress)
         # Should one raise, or an interruption come, `map` takes back those not yet begun.
         for outcome in pool.map(lambda pair: score_answer(*pair, sandbox=confined), todo):
-            outcomes.append(outcome)
             bar.advance()
-    return outcomes
+            yield outcome
 
 
 def score_answer(task: EvalTask, text: str, *, sandbox: bool = False, limits: Limits | None = None) -> Outcome:

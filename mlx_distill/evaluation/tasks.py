@@ -9,6 +9,32 @@ A file of tasks is TOML: `format = 1`, `kind` and `family` for all of its tasks,
   changes tables).
 - "open": prompts without hidden tests, for judges. Their text may come from a prompt file, and their reference from
   recorded answers: `prompts` and `answers` at the head of the file.
+
+Every task has an `id`, a `difficulty` ("easy" or "medium"), a `prompt` and a `reference`. A whole file:
+
+    format = 1
+    kind = "python"
+    family = "strings"
+
+    [[task]]
+    id = "count-vowels"
+    difficulty = "easy"
+    prompt = "Write a Python function `count_vowels(text)` that counts the letters a, e, i, o and u, in either case."
+    defines = ["count_vowels"]
+    tests = '''
+    assert count_vowels("") == 0
+    assert count_vowels("Banana, EGG") == 4
+    '''
+    reference = '''
+    def count_vowels(text):
+        return sum(letter in "aeiou" for letter in text.lower())
+    '''
+    wrong = ['''
+    def count_vowels(text):
+        return sum(letter in "aeiou" for letter in text)
+    ''']
+
+Indented like this it would not be Python: the lines of a file begin at its margin.
 """
 
 from __future__ import annotations

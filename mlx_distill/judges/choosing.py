@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from mlx_distill.budget import Budget
 from mlx_distill.config import CollectConfig
 from mlx_distill.errors import ConfigError, TeacherError
-from mlx_distill.execution import isolation_level
 from mlx_distill.judges.base import Case
 from mlx_distill.judges.hearing import Question, hear, put
 from mlx_distill.judges.llm import LlmJudge, read_scores
@@ -26,7 +24,6 @@ from mlx_distill.layout import DataFolder
 from mlx_distill.ledger import Entry, Ledger, Spending
 from mlx_distill.pricing import FREE, price_of
 from mlx_distill.progress import Progress
-from mlx_distill.quality.verify import choose_isolation
 from mlx_distill.records import Generation, Prompt, Reply
 from mlx_distill.teachers.registry import open_teacher
 
@@ -77,7 +74,7 @@ class RubricScorer:
         Raises:
             IsolationError, DependencyError: Programs cannot be run as asked for.
         """
-        judge = RubricJudge(sandbox=await asyncio.to_thread(self._isolation, progress))
+        judge = await asyncio.to_thread(RubricJudge.confined, self._config.sandbox, progress)
         found: dict[str, float | None] = {}
         with progress.task("Judging", total=len(answers), unit="answers") as bar:
 
@@ -91,14 +88,6 @@ class RubricScorer:
 
     async def close(self) -> None:
         """Nothing is held."""
-
-    def _isolation(self, progress: Progress) -> bool:
-        with ThreadPoolExecutor() as pool:
-            confined = choose_isolation(self._config.confined, pool=pool, progress=progress)
-        progress.say(
-            f"The rubric runs the answers' code under limits (isolation: {isolation_level(sandbox=confined)})."
-        )
-        return confined
 
 
 class ModelScorer:

@@ -51,11 +51,15 @@ sentences (`evidence.fluent`); times `evidence.freshness`, which is 0 for a loop
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
+from mlx_distill.config import Confinement
 from mlx_distill.execution import Limits
 from mlx_distill.judges.base import DIMENSIONS, Case
 from mlx_distill.judges.evidence import Evidence, gather
 from mlx_distill.judges.points import Tally, tallies
+from mlx_distill.progress import Progress
+from mlx_distill.quality.verify import choose_isolation
 from mlx_distill.records import DimensionScore, Verdict
 
 
@@ -72,6 +76,16 @@ class RubricJudge:
     def __init__(self, limits: Limits | None = None, *, sandbox: bool = False) -> None:
         self._limits = limits or Limits()
         self._sandbox = sandbox
+
+    @classmethod
+    def confined(cls, sandbox: Confinement, progress: Progress) -> RubricJudge:
+        """The rubric whose answers' code runs as settings say. Blocks while it is seen whether the sandbox holds.
+
+        Raises:
+            DependencyError, IsolationError: Programs cannot be run so.
+        """
+        with ThreadPoolExecutor() as pool:
+            return cls(sandbox=choose_isolation(sandbox, pool=pool, progress=progress))
 
     async def score(self, case: Case) -> Verdict:
         """Score one answer; its Python or SQL runs in a child process meanwhile."""

@@ -18,7 +18,6 @@ from mlx_distill.asking import run_interruptible
 from mlx_distill.budget import Budget
 from mlx_distill.config import JudgeConfig
 from mlx_distill.errors import ConfigError, InputError, MlxDistillError, TeacherError
-from mlx_distill.execution import isolation_level
 from mlx_distill.judges.base import Case, Judge, Pair
 from mlx_distill.judges.book import Book
 from mlx_distill.judges.duels import by_scores, chosen, drawn, duel, identical
@@ -32,7 +31,7 @@ from mlx_distill.pricing import price_of
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import Generation, Reply, Verdict
 from mlx_distill.scores import Duel
-from mlx_distill.teachers.registry import TAKES_BASE_URL, open_teacher
+from mlx_distill.teachers.registry import base_urls, open_teacher
 from mlx_distill.verdicts import first_answers
 
 #: Raised when a change makes the rubric score the same answers differently.
@@ -60,32 +59,20 @@ def judges_from_spec(config: JudgeConfig, progress: Progress = SILENT) -> list[J
     Raises:
         ConfigError: There is no such judge or teacher, or one has no use for the base URL.
         TeacherError: It cannot be used: no key, for instance.
+        DependencyError, IsolationError: The rubric cannot run the answers' code as is asked.
     """
-    takers = [spec for spec in config.judges if spec.partition(":")[0] in TAKES_BASE_URL]
-    if config.base_url is not None and not takers:
-        raise ConfigError(
-            f"none of the judges takes a base URL: {', '.join(config.judges)}.",
-            hint="Leave --base-url out, or name the model of that server as openai:MODEL.",
-        )
+    urls = base_urls(config.judges, config.base_url, what="judges")
     opened: list[Judge] = []
     try:
-        for spec in config.judges:
-            opened.append(_open(spec, config.base_url if spec in takers else None, progress))
+        for spec, base_url in urls.items():
+            if spec == RubricJudge.name:
+                opened.append(RubricJudge.confined(config.sandbox, progress))
+            else:
+                opened.append(LlmJudge(open_teacher(spec, base_url=base_url)))
     except MlxDistillError:
         asyncio.run(_close(opened))
         raise
     return opened
-
-
-def _open(spec: str, base_url: str | None, progress: Progress) -> Judge:
-    if spec != RubricJudge.name:
-        return LlmJudge(open_teacher(spec, base_url=base_url))
-    level = isolation_level()
-    progress.say(
-        f"The rubric runs the answers' Python and SQL in child processes with limits (isolation: {level.name}; "
-        f"not covered: {', '.join(level.not_covered)})."
-    )
-    return RubricJudge()
 
 
 def judge(config: JudgeConfig, judge: Judge, progress: Progress = SILENT) -> list[Verdict]:

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
 from mlx_distill.code_blocks import code_blocks, source
+from mlx_distill.config import Confinement
 from mlx_distill.errors import DependencyError, IsolationError
 from mlx_distill.execution import Execution, Limits, isolation_level, run_python, sandbox_support
 from mlx_distill.progress import SILENT, Progress
@@ -26,6 +27,10 @@ from mlx_distill.records import Record
 CODE_FORMAT = 1
 
 LIMITS = Limits(seconds=20, cpu_seconds=20)
+
+#: Whether canaries have sung in this process, within the sandbox and without. They take over a second, and a machine
+#: does not change its mind.
+_sung: set[bool] = set()
 
 
 class Verification(Record):
@@ -50,7 +55,7 @@ class Verification(Record):
 def verify_answers(
     answers: Mapping[str, str],
     *,
-    sandbox: bool | None = None,
+    sandbox: Confinement,
     progress: Progress = SILENT,
     workers: int = 2,
 ) -> dict[str, Verification]:
@@ -61,8 +66,7 @@ def verify_answers(
 
     Args:
         answers: Markdown by id.
-        sandbox: True: only inside the operating system's sandbox. False: without. None: inside it where it is
-            installed and holds.
+        sandbox: Whether inside the operating system's sandbox; "auto": where it is installed and holds.
         workers: Programs at once.
 
     Returns:
@@ -88,33 +92,43 @@ def verify_answers(
     return found
 
 
-def choose_isolation(sandbox: bool | None, *, pool: ThreadPoolExecutor, progress: Progress = SILENT) -> bool:
+def choose_isolation(sandbox: Confinement, *, pool: ThreadPoolExecutor, progress: Progress = SILENT) -> bool:
     """Let the canaries sing, and say whether programs shall run in the sandbox.
 
     Args:
         sandbox: As for `verify_answers`.
         pool: Where they run.
-        progress: Is told why there is no sandbox where one might have been.
+        progress: Is told how programs are kept apart, and why there is no sandbox where one might have been.
 
     Raises:
         DependencyError, IsolationError: As for `verify_answers`.
     """
+    confined = _holds(sandbox, pool, progress)
+    level = isolation_level(sandbox=confined)
+    progress.say(
+        f"The answers' code runs in child processes with limits (isolation: {level}; not covered: "
+        f"{', '.join(level.not_covered) or 'nothing known'})."
+    )
+    return confined
+
+
+def _holds(sandbox: Confinement, pool: ThreadPoolExecutor, progress: Progress) -> bool:
     support = sandbox_support()
-    if sandbox and support.problem is not None:
+    if sandbox == "required" and support.problem is not None:
         if not support.installed:
             raise DependencyError("nono-py", extra="sandbox")
         raise IsolationError(support.problem, hint="Without it, programs run with your rights, under limits alone.")
-    if sandbox is not False and support.problem is None:
+    if sandbox != "off" and support.problem is None:
         wrong = _wrong_canary(pool, sandbox=True)
         if wrong is None:
             return True
-        if sandbox:
+        if sandbox == "required":
             raise IsolationError(
                 f"the sandbox ({support.mechanism}) does not hold here: {wrong}.",
                 hint="Without it, programs run with your rights, under limits alone.",
             )
         progress.say(f"The sandbox ({support.mechanism}) does not hold here: {wrong}. Programs run without it.")
-    elif sandbox is None and support.installed:
+    elif sandbox == "auto" and support.installed:
         progress.say(f"{support.problem} Programs run without a sandbox.")
     wrong = _wrong_canary(pool, sandbox=False)
     if wrong is not None:
@@ -126,7 +140,9 @@ def choose_isolation(sandbox: bool | None, *, pool: ThreadPoolExecutor, progress
 
 
 def _wrong_canary(pool: ThreadPoolExecutor, *, sandbox: bool) -> str | None:
-    """What should hold and does not, with what happened instead; None where all is well."""
+    """What should hold and does not, with what happened instead; None where all is well, or was before."""
+    if sandbox in _sung:
+        return None
     with ExitStack() as stack:
         canaries: tuple[Canary, ...] = BASIC
         if sandbox:
@@ -138,6 +154,7 @@ def _wrong_canary(pool: ThreadPoolExecutor, *, sandbox: bool) -> str | None:
             if wrong is not None:
                 happened = f"{wrong.outcome}, {wrong.problem}" if wrong.problem else wrong.outcome
                 return f"the check that {canary.name} ended otherwise ({happened})".replace(".)", ")")
+    _sung.add(sandbox)
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from mlx_distill.errors import ConfigError
@@ -69,6 +69,26 @@ def open_teacher(spec: str, *, base_url: str | None = None) -> Teacher:
     module, _, attribute = TEACHERS[provider].partition(":")
     opener = cast(Callable[..., Teacher], getattr(importlib.import_module(module), attribute))
     return opener(name.strip()) if base_url is None else opener(name.strip(), base_url=base_url)
+
+
+def base_urls(specs: Iterable[str], base_url: str | None, *, what: str) -> dict[str, str | None]:
+    """Which of several models are behind a server that was named once for all.
+
+    Args:
+        specs: As for `open_teacher`.
+        base_url: Of the server; None where none was named.
+        what: They are, in the plural.
+
+    Raises:
+        ConfigError: A server was named, and none of them has a use for it.
+    """
+    found = {spec: base_url if spec.partition(":")[0] in TAKES_BASE_URL else None for spec in specs}
+    if base_url is not None and base_url not in found.values():
+        raise ConfigError(
+            f"none of the {what} takes a base URL: {', '.join(found) or 'there are none'}.",
+            hint="Leave --base-url out, or name the model of that server as openai:MODEL.",
+        )
+    return found
 
 
 def check_sampling(spec: str, *, samples: int, temperature: float | None) -> None:

@@ -393,6 +393,6 @@ def test_statements_that_mean_harm(name: str, tmp_path: Path) -> None:
 def test_a_run_goes_on_past_all_of_them() -> None:
     harmful = [fenced(PROGRAMS[name][0]) for name in ("leaves", "crashes", "raises", "reads its input")]
     texts = [RIGHT, *harmful, *(text for text, _ in list(TEXTS.values())[:4]), RIGHT]
-    outcomes = score_answers([(TRIPLE, text) for text in texts], jobs=2, sandbox=False)
+    outcomes = list(score_answers([(TRIPLE, text) for text in texts], jobs=2, sandbox="off"))
     assert [outcome.passed for outcome in outcomes] == [True, *([False] * 8), True]
     assert list(Path(tempfile.gettempdir()).iterdir()) == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -261,10 +263,11 @@ def test_open_tasks_say_whether_their_own_code_runs() -> None:
 
 def test_many_are_scored_in_order_and_with_canaries_first() -> None:
     answers = [fenced(RIGHT), "none", fenced(WRONG), fenced(RIGHT)]
-    outcomes = score_answers([*((TRIPLE, text) for text in answers), (NAMES, "SELECT name FROM people")], sandbox=False)
+    pairs = [*((TRIPLE, text) for text in answers), (NAMES, "SELECT name FROM people")]
+    outcomes = list(score_answers(pairs, sandbox="off"))
     assert [outcome.outcome for outcome in outcomes] == ["passed", "no_code", "failed", "passed", "passed"]
     assert [outcome.task_id for outcome in outcomes] == ["triple"] * 4 + ["names"]
-    assert score_answers([]) == []
+    assert list(score_answers([], sandbox="off")) == []
 
 
 @pytest.mark.parametrize(("jobs", "at_most"), [(None, 3), (100, 3), (2, 2), (0, 3), (-5, 1)])
@@ -289,6 +292,21 @@ def test_no_more_run_at_once_than_there_are_cores(
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     monkeypatch.setattr(scoring, "score_answer", score)
     monkeypatch.setattr(scoring, "choose_isolation", lambda sandbox, *, pool, progress: False)
-    outcomes = score_answers([(TRIPLE, str(at)) for at in range(30)], jobs=jobs)
+    outcomes = list(score_answers([(TRIPLE, str(at)) for at in range(30)], jobs=jobs, sandbox="off"))
     assert [outcome.detail for outcome in outcomes] == [str(at) for at in range(30)]
     assert most == at_most
+
+
+def test_closing_it_runs_nothing_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def score(task: EvalTask, text: str, *, sandbox: bool) -> Outcome:
+        begun.append(text)
+        time.sleep(0.01)
+        return Outcome(task_id=task.id, outcome="passed", detail="")
+
+    monkeypatch.setattr(scoring, "score_answer", score)
+    monkeypatch.setattr(scoring, "choose_isolation", lambda sandbox, *, pool, progress: False)
+    with closing(score_answers([(TRIPLE, str(at)) for at in range(500)], jobs=2, sandbox="off")) as outcomes:
+        assert next(outcomes).passed
+    assert len(begun) < 100

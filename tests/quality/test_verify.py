@@ -14,6 +14,7 @@ from textwrap import dedent
 import pytest
 from pydantic import ValidationError
 
+from mlx_distill.config import Confinement
 from mlx_distill.errors import DependencyError, IsolationError
 from mlx_distill.execution import Limits, SandboxSupport, sandbox_support
 from mlx_distill.progress import Bar, Progress
@@ -54,6 +55,12 @@ def python(*blocks: str) -> str:
     return "Some words.\n\n" + "\n\nMore words.\n\n".join(f"```python\n{block}\n```" for block in blocks) + "\n"
 
 
+@pytest.fixture(autouse=True)
+def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What canaries sang in other tests does not count here."""
+    monkeypatch.setattr(verify, "_sung", set())
+
+
 def use_canaries(monkeypatch: pytest.MonkeyPatch, *chosen: Canary, confined: tuple[Canary, ...] = ()) -> None:
     """Other canaries in place of the real ones."""
 
@@ -65,7 +72,7 @@ def use_canaries(monkeypatch: pytest.MonkeyPatch, *chosen: Canary, confined: tup
     monkeypatch.setattr(verify, "confinement", these)
 
 
-def choose(sandbox: bool | None, progress: Progress | None = None) -> bool:
+def choose(sandbox: Confinement, progress: Progress | None = None) -> bool:
     with ThreadPoolExecutor(2) as pool:
         return choose_isolation(sandbox, pool=pool, progress=progress or Progress())
 
@@ -87,7 +94,7 @@ def test_each_answer_gets_its_verdict_in_order(monkeypatch: pytest.MonkeyPatch) 
         "session": "```python\n>>> 1 + 1\n3\n```",
     }
     told = Told()
-    found = verify_answers(answers, sandbox=False, progress=told)
+    found = verify_answers(answers, sandbox="off", progress=told)
     assert list(found) == list(answers)
     assert {identity: one.passed for identity, one in found.items()} == {
         "wrong": False,
@@ -112,8 +119,8 @@ def test_each_answer_gets_its_verdict_in_order(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_python_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     use_canaries(monkeypatch, WRONG)
-    assert verify_answers({}) == {}
-    assert verify_answers({"a": "words", "b": "```python\n\n```"})["b"].passed is None
+    assert verify_answers({}, sandbox="auto") == {}
+    assert verify_answers({"a": "words", "b": "```python\n\n```"}, sandbox="auto")["b"].passed is None
 
 
 def test_a_verification_does_not_change() -> None:
@@ -140,7 +147,7 @@ def test_many_answers_use_as_many_processes_as_allowed(monkeypatch: pytest.Monke
     use_canaries(monkeypatch, GOOD)
     monkeypatch.setattr(verify, "run_python", counted)
     answers = {str(n): python(f"import time\ntime.sleep(0.1)\nassert {n} != 7") for n in range(12)}
-    found = verify_answers(answers, sandbox=False, workers=3)
+    found = verify_answers(answers, sandbox="off", workers=3)
     assert [identity for identity, one in found.items() if not one.passed] == ["7"]
     assert most == 3
 
@@ -155,13 +162,13 @@ def test_an_error_while_running_stops_the_rest(monkeypatch: pytest.MonkeyPatch) 
     use_canaries(monkeypatch, GOOD)
     monkeypatch.setattr(verify, "run_python", failing)
     with pytest.raises(KeyboardInterrupt):
-        verify_answers({str(n): python(str(n)) for n in range(1000)}, sandbox=False)
+        verify_answers({str(n): python(str(n)) for n in range(1000)}, sandbox="off")
     assert len(ran) < 20
 
 
 def test_the_real_canaries_sing_without_a_sandbox() -> None:
     assert len(BASIC) >= 7
-    assert choose(False) is False
+    assert choose("off") is False
 
 
 @pytest.mark.parametrize("canary", BASIC, ids=lambda canary: canary.name)
@@ -174,7 +181,7 @@ def test_each_canary_notices_another_outcome(canary: Canary) -> None:
 def test_a_wrong_canary_refuses_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     use_canaries(monkeypatch, GOOD, WRONG)
     with pytest.raises(IsolationError, match=r"the check that one and one is three ended otherwise \(failed, Assert"):
-        verify_answers({"a": python("pass")}, sandbox=False)
+        verify_answers({"a": python("pass")}, sandbox="off")
 
 
 def test_a_leaking_environment_is_noticed() -> None:
@@ -188,10 +195,10 @@ def test_a_sandbox_that_is_required_and_missing_is_refused(monkeypatch: pytest.M
     use_canaries(monkeypatch, GOOD)
     monkeypatch.setattr(verify, "sandbox_support", lambda: NO_SANDBOX)
     with pytest.raises(DependencyError, match="nono-py"):
-        choose(True)
+        choose("required")
     monkeypatch.setattr(verify, "sandbox_support", lambda: NO_KERNEL)
     with pytest.raises(IsolationError, match="Landlock"):
-        choose(True)
+        choose("required")
 
 
 def test_a_sandbox_that_may_be_missing_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,16 +209,17 @@ def test_a_sandbox_that_may_be_missing_is_done_without(monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(verify, "sandbox_support", lambda support=support: support)
         told = Told()
-        assert choose(None, told) is False
-        assert told.said == said
+        assert choose("auto", told) is False
+        assert told.said[:-1] == said
+        assert "(isolation: process; not covered: reading and writing any file the user can, network" in told.said[-1]
 
 
 @needs_sandbox
 def test_the_sandbox_is_used_where_it_is() -> None:
-    found = verify_answers({"a": python("def test_it():\n    assert True")})
+    found = verify_answers({"a": python("def test_it():\n    assert True")}, sandbox="auto")
     assert found["a"].passed is True
     assert found["a"].isolation == f"sandbox ({sandbox_support().mechanism})"
-    assert verify_answers({"a": python("pass")}, sandbox=True)["a"].isolation == found["a"].isolation
+    assert verify_answers({"a": python("pass")}, sandbox="required")["a"].isolation == found["a"].isolation
 
 
 @needs_sandbox
@@ -219,12 +227,13 @@ def test_a_sandbox_that_leaks_is_refused_or_given_up(monkeypatch: pytest.MonkeyP
     leak = Canary("nothing is written outside", "raise SystemExit('wrote')", "passed")
     use_canaries(monkeypatch, GOOD, confined=(leak,))
     with pytest.raises(IsolationError, match="nothing is written outside"):
-        choose(True)
+        choose("required")
     told = Told()
-    found = verify_answers({"a": python("pass")}, progress=told)
+    found = verify_answers({"a": python("pass")}, sandbox="auto", progress=told)
     assert found["a"].isolation == "process"
-    assert len(told.said) == 1
+    assert len(told.said) == 2
     assert "nothing is written outside" in told.said[0]
+    assert "(isolation: process;" in told.said[1]
 
 
 @needs_sandbox
@@ -236,7 +245,7 @@ def test_a_sandbox_that_cannot_be_tried_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(verify, "confinement", confinement)
     monkeypatch.setattr(canaries.socket, "create_server", no_sockets)
     told = Told()
-    assert choose(None, told) is False
+    assert choose("auto", told) is False
     assert "Too many open files" in told.said[0]
 
 
@@ -257,7 +266,7 @@ def test_the_canaries_of_confinement_notice_that_there_is_none() -> None:
 def test_the_limits_are_those_of_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     use_canaries(monkeypatch, GOOD)
     monkeypatch.setattr(verify, "LIMITS", Limits(seconds=0.7, cpu_seconds=5))
-    found = verify_answers({"a": python("while True: pass"), "b": python("pass")}, sandbox=False)
+    found = verify_answers({"a": python("while True: pass"), "b": python("pass")}, sandbox="off")
     assert (found["a"].passed, found["b"].passed) == (False, True)
     assert found["a"].detail == "It ran longer than 0.7 s."
 
@@ -266,17 +275,36 @@ def test_secrets_of_the_caller_do_not_reach_a_verdict(monkeypatch: pytest.Monkey
     use_canaries(monkeypatch, GOOD)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-key-of-the-caller")
     shout = "import os\nraise ValueError(' '.join(os.environ.values()))"
-    found = verify_answers({"a": python(shout)}, sandbox=False)
+    found = verify_answers({"a": python(shout)}, sandbox="off")
     assert found["a"].passed is False
     assert "the-key-of-the-caller" not in found["a"].to_json()
     assert os.environ["ANTHROPIC_API_KEY"] == "the-key-of-the-caller"
 
 
-@pytest.mark.parametrize("sandbox", [False, pytest.param(True, marks=needs_sandbox)])
-def test_shipped_answers_pass(sandbox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sandbox", ["off", pytest.param("required", marks=needs_sandbox)])
+def test_shipped_answers_pass(sandbox: Confinement, monkeypatch: pytest.MonkeyPatch) -> None:
     use_canaries(monkeypatch, GOOD, confined=(GOOD,))
     folder = Path(__file__).parents[2] / "data" / "starter" / "answers"
     names = ["explain-python-gil--alternative", "free-time-slots--tests", "async-bounded-map", "java-lru-cache"]
     answers = {name: (folder / f"{name}.md").read_text(encoding="utf-8") for name in names}
     found = verify_answers(answers, sandbox=sandbox)
     assert [one.passed for one in found.values()] == [True, True, True, None]
+
+
+def test_canaries_sing_once_a_process_unless_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    sung: list[str] = []
+    sings = Canary.sings
+
+    def counted(canary: Canary, *, sandbox: bool) -> object:
+        sung.append(canary.name)
+        return sings(canary, sandbox=sandbox)
+
+    monkeypatch.setattr(Canary, "sings", counted)
+    use_canaries(monkeypatch, WRONG)
+    for _ in range(2):
+        with pytest.raises(IsolationError, match="one and one is three"):
+            choose("off")
+    use_canaries(monkeypatch, GOOD)
+    for _ in range(3):
+        assert choose("off") is False
+    assert sung == [WRONG.name, WRONG.name, GOOD.name]
