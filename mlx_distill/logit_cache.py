@@ -32,6 +32,9 @@ from mlx_distill.records import Record
 #: Ids that can be told: four times what sixteen bits tell.
 MOST_WORDS = 4 * 2**16
 
+#: Words that can be named at a position: their count is told in sixteen bits.
+MOST_NAMED = 2**16 - 1
+
 _BLOCK = 2**16
 
 _DONE = np.dtype([("row", "<u4"), ("crc", "<u4")])
@@ -60,8 +63,9 @@ class LogitsRecord(Record):
         teacher: As it was named.
         revision: Commit of the Hub, or hash of the source file; None of a folder.
         fingerprint: Of a folder's files.
+        licence: As the teacher's files state it.
         top_k: Words named at each position.
-        words: Of the teacher's vocabulary; where K is all of them, there are no others.
+        words: That the teacher tells apart; where K is all of them, there are no others.
         vocabulary_sha256: Of the tokenizer's words and their ids.
         template_sha256: Of its chat template.
         max_length: Rows with more tokens were left out.
@@ -72,7 +76,8 @@ class LogitsRecord(Record):
     teacher: str
     revision: str | None = None
     fingerprint: str | None = None
-    top_k: int = Field(gt=0)
+    licence: str | None = None
+    top_k: int = Field(gt=0, le=MOST_NAMED)
     words: int = Field(gt=0, le=MOST_WORDS)
     vocabulary_sha256: str
     template_sha256: str
@@ -124,6 +129,11 @@ class _Files:
     def __init__(self, folder: Path, split: str) -> None:
         self.entries = folder / f"{split}.logits"
         self.done = folder / f"{split}.done"
+
+
+def forget(folder: Path, split: str) -> None:
+    """Take no entry of a split for whole."""
+    _Files(folder, split).done.unlink(missing_ok=True)
 
 
 class LogitWriter:

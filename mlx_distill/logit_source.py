@@ -1,4 +1,7 @@
-"""A teacher's logits, found again for the rows of a student: of the same data, cut by the same tokenizer."""
+"""Does a teacher's distribution fit a student's rows: are they of the same data, cut by the same tokenizer?
+
+That is told by the vocabulary and by the tokens of the rows, of logits on disk as of a teacher that is asked.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from numpy.typing import NDArray
 
 from mlx_distill import layout
 from mlx_distill.dataset import TokenSplit, tokenise_split
-from mlx_distill.errors import ConfigError, InputError
+from mlx_distill.errors import ConfigError, InputError, MlxDistillError, ModelError
 from mlx_distill.logit_cache import LogitReader, LogitsRecord, SplitLogits, read_logits_record
+from mlx_distill.models.folder import read_config
+from mlx_distill.models.resolve import resolve_here
+from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.records import content_hash
+from mlx_distill.tokenising import token_count, tokenizer_identity
+from mlx_distill.vocabulary import differing_words, vocabulary_sha256
 
-
-def vocabulary_sha256(tokenizer: Any) -> str:
-    """Hash of a tokenizer's words and their ids; the rows that a model adds to its embedding are none of them."""
-    return content_hash(sorted(tokenizer.get_vocab().items()))
+_TEXT_INSTEAD = "Learn from the teacher's text instead:  mlx-distill collect --teacher mlx:MODEL"
 
 
 def open_logits(
@@ -29,18 +34,25 @@ def open_logits(
     Args:
         splits: Of the student, tokenised by its own tokenizer.
         tokenizer: The student's.
-        words: Of the student's vocabulary.
+        words: That the student knows.
 
     Raises:
         InputError: There are none, they are not whole, or they are of other data or of another tokenizer; says what
             differs.
     """
     record = read_logits_record(folder)
-    _require_same_tokenizer(folder, record, tokenizer, words)
+    _require_same_words(folder, record, tokenizer, words)
     readers: dict[str, LogitReader] = {}
     for name, split in splits.items():
         written = record.splits.get(name)
-        if written is None or written.sha256 != split.sha256:
+        if written is None:
+            raise InputError(
+                f"the teacher's logits hold no {split.path.name}: it was not there, or none of its rows has at most "
+                f"{record.max_length} tokens.",
+                path=layout.logits_record(folder),
+                hint="Make them again, into another --out:  mlx-distill logits --help",
+            )
+        if written.sha256 != split.sha256:
             raise InputError(
                 f"the teacher's logits are of another {split.path.name}.",
                 path=layout.logits_record(folder),
@@ -63,6 +75,48 @@ def local_teacher(spec: str) -> str:
             hint="Take an open-weight teacher, mlx:MODEL, or learn from the text:  mlx-distill collect --help",
         )
     return spec.removeprefix("mlx:")
+
+
+def known_words(tokenizer: Any, model: Path) -> int:
+    """How many words a model knows: those of its tokenizer, as far as it has a logit for them.
+
+    Args:
+        model: Its folder.
+
+    Raises:
+        ModelError: There is no readable `config.json`.
+    """
+    columns = read_config(model).get("vocab_size")
+    count = token_count(tokenizer)
+    return min(count, columns) if isinstance(columns, int) else count
+
+
+def require_same_tokenizer(
+    spec: str, folder: Path, tokenizer: Any, splits: dict[str, TokenSplit], *, max_length: int
+) -> None:
+    """Refuse a teacher that has other words than the student, or would cut or write the student's rows otherwise.
+
+    Args:
+        spec: The teacher, as the user named it.
+        folder: The teacher's.
+        tokenizer: The student's.
+        splits: Tokenised by it.
+        max_length: That they were tokenised with.
+
+    Raises:
+        ModelError: Says what differs.
+    """
+    theirs: Any = load_tokenizer(folder)
+    if (how := differing_words(theirs, tokenizer)) is not None:
+        raise ModelError(_not_the_same(spec, how), hint=_TEXT_INSTEAD)
+    require_chat_template(theirs, spec)
+    if tokenizer_identity(theirs) == tokenizer_identity(tokenizer):
+        return
+    for split in splits.values():
+        there = tokenise_split(split.path, theirs, max_length=max_length)
+        if read_positions(there)[1] != read_positions(split)[1]:
+            how = _rows_differ(theirs.chat_template == tokenizer.chat_template)
+            raise ModelError(_not_the_same(spec, how), hint=_TEXT_INSTEAD)
 
 
 def read_positions(split: TokenSplit) -> tuple[NDArray[np.int64], str]:
@@ -90,7 +144,7 @@ def _places(
     positions, found = read_positions(whole)
     if found != written.tokens_sha256:
         same = content_hash(tokenizer.chat_template) == record.template_sha256
-        raise _other_tokenizer(folder, record, "tokenizers cut" if same else "chat templates write")
+        raise _other_tokenizer(folder, record, _rows_differ(same))
     number = {int(line): at for at, line in enumerate(whole.lines)}
     if lacking := [int(line) for line in split.lines if int(line) not in number]:
         raise InputError(
@@ -102,21 +156,34 @@ def _places(
     return positions, np.array([number[int(line)] for line in split.lines], np.int64)
 
 
-def _require_same_tokenizer(folder: Path, record: LogitsRecord, tokenizer: Any, words: int) -> None:
+def _require_same_words(folder: Path, record: LogitsRecord, tokenizer: Any, words: int) -> None:
     if vocabulary_sha256(tokenizer) != record.vocabulary_sha256:
-        raise _other_tokenizer(folder, record, None)
-    if words < record.words and record.top_k == record.words:
+        raise _other_tokenizer(folder, record, _words_apart(record, tokenizer))
+    if words < record.words:
         raise InputError(
-            f"{record.teacher} has {record.words:,} columns of logits and the student {words:,}.",
+            f"{record.teacher} tells {record.words:,} words apart and the student {words:,}.",
             path=layout.logits_record(folder),
-            hint="Make the logits again with a --top-k below both.",
+            hint="Make the logits again, into another --out: a vocabulary's padding is left out now.",
         )
 
 
-def _other_tokenizer(folder: Path, record: LogitsRecord, what: str | None) -> InputError:
-    how = "their vocabularies differ" if what is None else f"their {what} the rows of this data set otherwise"
-    return InputError(
-        f"{record.teacher} and the student do not have the same tokenizer: {how}.",
-        path=layout.logits_record(folder),
-        hint="Learn from the teacher's text instead:  mlx-distill collect --teacher mlx:MODEL",
-    )
+def _words_apart(record: LogitsRecord, tokenizer: Any) -> str:
+    """In what the vocabularies differ, where the teacher is still on this machine."""
+    plain = "their vocabularies differ"
+    try:
+        there = resolve_here(record.teacher)
+        return plain if there is None else differing_words(load_tokenizer(Path(there.path)), tokenizer) or plain
+    except (MlxDistillError, OSError):
+        return plain
+
+
+def _rows_differ(same_template: bool) -> str:
+    return f"their {'tokenizers cut' if same_template else 'chat templates write'} the rows of this data set otherwise"
+
+
+def _not_the_same(teacher: str, how: str) -> str:
+    return f"{teacher} and the student do not have the same tokenizer: {how}."
+
+
+def _other_tokenizer(folder: Path, record: LogitsRecord, how: str) -> InputError:
+    return InputError(_not_the_same(record.teacher, how), path=layout.logits_record(folder), hint=_TEXT_INSTEAD)

@@ -23,13 +23,23 @@ from mlx_distill.batches import TeacherBuckets, make_batch
 from mlx_distill.config import LogitsConfig
 from mlx_distill.dataset import TokenSplit, load_splits
 from mlx_distill.errors import ConfigError, OccupiedError
-from mlx_distill.logit_cache import MOST_WORDS, LogitsRecord, LogitWriter, SplitLogits, entry_type, packed
-from mlx_distill.logit_source import local_teacher, read_positions, vocabulary_sha256
+from mlx_distill.logit_cache import (
+    MOST_NAMED,
+    MOST_WORDS,
+    LogitsRecord,
+    LogitWriter,
+    SplitLogits,
+    entry_type,
+    forget,
+    packed,
+)
+from mlx_distill.logit_source import known_words, local_teacher, read_positions
 from mlx_distill.models.folder import fingerprint
 from mlx_distill.models.resolve import resolve
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import content_hash
+from mlx_distill.vocabulary import vocabulary_sha256
 
 
 def logits_folder(config: LogitsConfig) -> Path:
@@ -46,10 +56,10 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
     Raises:
         ConfigError: The teacher is not a local model, or has fewer words than K.
         InputError: The data set is missing or malformed.
-        ModelError: The teacher cannot be found or loaded.
+        ModelError: The teacher cannot be found or loaded, or computes what is no number.
         OccupiedError: The folder holds the logits of something else.
         FolderError: Another process writes there.
-        ResourceError: Not enough disk.
+        ResourceError: Not enough disk or memory.
     """
     from mlx_distill.backends.mlx.teaching import LogitTeacher
 
@@ -61,13 +71,15 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
     folder = logits_folder(config)
     with layout.lock(folder):
         with progress.task(f"Loading {model.name}"):
-            teacher = LogitTeacher(Path(model.path), dtype=config.dtype)
+            known = known_words(tokenizer, Path(model.path))
+            teacher = LogitTeacher(Path(model.path), dtype=config.dtype, known=known)
         _require_words(config, teacher.words)
         read = {name: read_positions(split) for name, split in splits.items()}
         record = LogitsRecord(
             teacher=spec,
             revision=model.revision,
             fingerprint=fingerprint(Path(model.path)) if model.source == "folder" else None,
+            licence=model.licence,
             top_k=config.top_k,
             words=teacher.words,
             vocabulary_sha256=vocabulary_sha256(tokenizer),
@@ -101,6 +113,10 @@ def write_logits(config: LogitsConfig, progress: Progress = SILENT) -> LogitsRec
 
 
 def _require_words(config: LogitsConfig, words: int) -> None:
+    if config.top_k > MOST_NAMED:
+        raise ConfigError(
+            f"--top-k {config.top_k}: at most {MOST_NAMED:,}.", hint="64 hold nearly all of a distribution."
+        )
     if words > MOST_WORDS:
         raise ConfigError(f"{config.teacher} knows {words:,} words, more than {MOST_WORDS:,}: its ids do not fit.")
     if config.top_k > words:
@@ -127,6 +143,9 @@ def _claim(folder: Path, record: LogitsRecord) -> None:
             f"{folder} holds other logits. Different: {', '.join(changed)}.",
             hint="Choose another --out, or remove these if you no longer need them.",
         )
+    # Entries that no record describes may be of another teacher.
+    for name in record.splits:
+        forget(folder, name)
     layout.write_text(path, record.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 

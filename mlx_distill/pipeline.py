@@ -208,6 +208,14 @@ def _revision(teacher: str) -> str:
     return request_name(open_teacher(teacher))
 
 
+def _fingerprint(model: str) -> str | None:
+    """Of a local model's folder, whose files anyone can change; None of what is none."""
+    from mlx_distill.models.folder import fingerprint
+
+    folder = Path(model.removeprefix("mlx:")).expanduser()
+    return fingerprint(folder) if (folder / "config.json").is_file() else None
+
+
 def _prompts(recipe: Recipe) -> Step:
     from mlx_distill import prompts
     from mlx_distill.evaluation.tasks import read_prompts
@@ -253,7 +261,6 @@ def _collect(recipe: Recipe) -> Step:
 
 
 def _train(recipe: Recipe) -> Step:
-    from mlx_distill.models.folder import fingerprint
     from mlx_distill.training import run as training
 
     config = recipe.train
@@ -261,15 +268,19 @@ def _train(recipe: Recipe) -> Step:
     data = layout.DataFolder(config.data)
     folder = layout.RunFolder(config.run)
     splits = [data.split(name) for name in layout.SPLITS if data.split(name).exists()]
+    taught = [layout.logits_record(config.teacher_logits)] if config.teacher_logits else []
     return Step(
         "train",
         config,
         folder.root,
-        [*splits, *([model] if model.is_file() else [])],
+        [*splits, *taught, *([model] if model.is_file() else [])],
         [folder.adapter, folder.adapter_config, folder.record],
         training.CODE_FORMAT,
         lambda progress: training.train(config, progress),
-        facts={"model": fingerprint(model) if (model / "config.json").is_file() else None},
+        facts={
+            "model": _fingerprint(config.model),
+            **({"teacher": _fingerprint(config.teacher_online)} if config.teacher_online else {}),
+        },
         results=[folder.root],
     )
 

@@ -169,7 +169,13 @@ def _read_rows(config: PruneConfig, folder: Path) -> tuple[RowSource, list[Probe
     length = min(MAX_TOKENS, context_length(folder) or MAX_TOKENS)
     if config.data is None:
         require_chat_template(tokenizer, config.model)
-        return "starter", _cut(_starter(tokenizer, config.rows), length)
+        if rows := _cut(_starter(tokenizer, config.rows), length):
+            return "starter", rows
+        raise InputError(
+            f"no answer that ships has anything to learn in its first {length} tokens: the chat template of "
+            f"{config.model} fills them.",
+            hint="Give rows of your own with --data.",
+        )
     files = layout.DataFolder(config.data)
     there = [name for name in _PREFERRED if files.split(name).is_file() and files.split(name).stat().st_size]
     if not there:

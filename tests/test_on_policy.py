@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from mlx_distill.models.folder import end_tokens
 from mlx_distill.settings import parse_settings
 from mlx_distill.training.own_answers import is_own, own_batches
 from mlx_distill.training.run import train
-from tests.tiny import make_tiny_model
+from tests.tiny import CHAT_TEMPLATE, make_tiny_model
 from tests.training.runs import AtStep, make_data, metrics, online, outcome, settings
 
 
@@ -58,9 +60,41 @@ def test_a_copy_of_its_teacher_stays(tmp_path: Path, data: Path, tiny_model: Pat
 
 def test_another_tokenizer_is_refused(tmp_path: Path, data: Path, tiny_model: Path) -> None:
     other = make_tiny_model(tmp_path / "other", vocabulary=390)
-    with pytest.raises(ModelError, match="their vocabularies differ"):
+    with pytest.raises(ModelError, match=r"their vocabularies differ: 6 only the teacher's .*, 3 under another id"):
         train(online(data, tiny_model, tmp_path / "run", other))
     assert not RunFolder(tmp_path / "run").record.exists()
+
+
+def rewrite_template(folder: Path, template: str | None) -> None:
+    path = folder / "tokenizer_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "chat_template": template}), encoding="utf-8")
+
+
+def test_another_chat_template_is_refused_where_it_writes_the_rows_otherwise(
+    tmp_path: Path, data: Path, tiny_model: Path, teacher: Path
+) -> None:
+    other = shutil.copytree(teacher, tmp_path / "other")
+    rewrite_template(other, "{# says the same #}" + CHAT_TEMPLATE)
+    train(online(data, tiny_model, tmp_path / "run", other, epochs=1))
+    rewrite_template(other, "Well." + CHAT_TEMPLATE)
+    with pytest.raises(ModelError, match="their chat templates write the rows of this data set otherwise"):
+        train(online(data, tiny_model, tmp_path / "refused", other))
+    rewrite_template(other, None)
+    with pytest.raises(ModelError, match="has no chat template"):
+        train(online(data, tiny_model, tmp_path / "refused", other))
+    assert not RunFolder(tmp_path / "refused").record.exists()
+
+
+def test_the_same_words_cut_otherwise_are_refused(tmp_path: Path, data: Path, tiny_model: Path, teacher: Path) -> None:
+    """Without its merges a tokenizer has the same vocabulary, and cuts every text into bytes."""
+    other = shutil.copytree(teacher, tmp_path / "other")
+    path = other / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["merges"] = []
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match="their tokenizers cut the rows of this data set otherwise"):
+        train(online(data, tiny_model, tmp_path / "run", other))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +123,33 @@ def test_the_reference_backend_writes_no_answers(tmp_path: Path, data: Path, tin
         train(config)
 
 
+def test_an_answer_that_the_model_cannot_hold_is_refused(tmp_path: Path, data: Path, tiny_model: Path) -> None:
+    config = online(data, tiny_model, tmp_path / "run", tiny_model, on_policy=0.5, on_policy_tokens=2040)
+    with pytest.raises(ConfigError, match="more than the model's context of 2048"):
+        train(config)
+    assert not RunFolder(tmp_path / "run").record.exists()
+
+
+def test_rows_without_a_prompt_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "no question, no answer"}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="text without a prompt to answer"):
+        train(online(tmp_path, tiny_model, tmp_path / "run", tiny_model, on_policy=0.5))
+
+
+def test_a_window_that_only_own_answers_outgrow_is_kept(tmp_path: Path, data: Path) -> None:
+    """Rows fit into it, and rows' prompts with the student's answers do not."""
+    folder = make_tiny_model(tmp_path / "model", architecture="llama")
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    description |= {"sliding_window": 260, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    within, beyond = (
+        MlxStudent(folder, online(data, folder, tmp_path / "run", folder, on_policy=own, on_policy_tokens=12)).ways
+        for own in (0.0, 0.5)
+    )
+    assert "frozen layers" in within
+    assert "frozen layers" not in beyond
+
+
 # What the student writes
 
 
@@ -103,7 +164,7 @@ def test_an_answer_is_drawn_from_the_models_own_probabilities(tmp_path: Path, da
     model, _ = load(str(tiny_model))
     model.set_dtype(mx.float32)
     asked = prompts(3)
-    found = student.write(asked, [11, 12, 13], max_tokens=8, temperature=0.7)
+    found = student.write(asked, [11, 12, 13], max_tokens=8, temperature=0.7, words=384)
     for prompt, key, answer in zip(asked, (11, 12, 13), found, strict=True):
         draw, tokens, expected = Sampling(0.7, key).sampler(), prompt.tolist(), []
         while len(expected) < 8 and not (expected and expected[-1] in end_tokens(tiny_model)):
@@ -116,13 +177,13 @@ def test_an_answer_is_drawn_from_the_models_own_probabilities(tmp_path: Path, da
 def test_an_answer_does_not_depend_on_those_beside_it(tmp_path: Path, data: Path, tiny_model: Path) -> None:
     student = MlxStudent(tiny_model, settings(data, tiny_model, tmp_path / "run", dropout=0.3))
     asked = prompts(5)
-    together = student.write(asked, range(5), max_tokens=12, temperature=1.0)
+    together = student.write(asked, range(5), max_tokens=12, temperature=1.0, words=384)
     for at in range(5):
-        alone = student.write(asked[at : at + 1], [at], max_tokens=12, temperature=1.0)
+        alone = student.write(asked[at : at + 1], [at], max_tokens=12, temperature=1.0, words=384)
         assert alone[0].tolist() == together[at].tolist()
-    again = student.write(asked, range(5), max_tokens=12, temperature=1.0)
+    again = student.write(asked, range(5), max_tokens=12, temperature=1.0, words=384)
     assert [a.tolist() for a in again] == [t.tolist() for t in together]
-    other = student.write(asked, range(50, 55), max_tokens=12, temperature=1.0)
+    other = student.write(asked, range(50, 55), max_tokens=12, temperature=1.0, words=384)
     assert [a.tolist() for a in other] != [t.tolist() for t in together]
 
 
@@ -135,7 +196,7 @@ def test_there_is_loss_on_the_answer_alone(tmp_path: Path, data: Path, tiny_mode
         mask[len(prompt) :] = True
         rows.append(TokenRow(np.concatenate([prompt, np.arange(5, dtype=np.int32) + 7]), mask))
     chosen = [4, 0, 3]
-    batches = own_batches(student, rows, chosen, config, 2, lambda count, width: 2, lambda count, width: count)
+    batches = own_batches(student, rows, chosen, config, 2, 384, lambda count, width: 2, lambda count, width: count)
     assert [batch.rows.tolist() for batch in batches] == [[4, 0], [3]]
     for batch in batches:
         assert batch.own

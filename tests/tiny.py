@@ -68,7 +68,7 @@ def make_tokenizer(vocabulary: int = 384) -> Tokenizer:
 
 
 def tiny_config(
-    architecture: Architecture, tokenizer: Tokenizer, *, layers: int, hidden: int, tied: bool
+    architecture: Architecture, tokenizer: Tokenizer, *, layers: int, hidden: int, tied: bool, padding: int = 0
 ) -> dict[str, Any]:
     """The `config.json` of a tiny model: four heads, two of keys and values."""
     return {
@@ -83,7 +83,7 @@ def tiny_config(
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": tokenizer.get_vocab_size() + padding,
         "tie_word_embeddings": tied,
         "torch_dtype": "float32",
         "bos_token_id": None,
@@ -130,6 +130,7 @@ def make_tiny_model(
     layers: int = 4,
     hidden: int = 64,
     vocabulary: int = 384,
+    padding: int = 0,
     tied: bool = True,
     chat_template: str | None = CHAT_TEMPLATE,
     seed: int = 0,
@@ -139,6 +140,7 @@ def make_tiny_model(
     Args:
         folder: Made if need be.
         vocabulary: Tokens in all, at least 259.
+        padding: Rows of the embedding that belong to no token.
         chat_template: None for a model that cannot chat.
 
     Returns:
@@ -146,7 +148,7 @@ def make_tiny_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(vocabulary)
-    config = tiny_config(architecture, tokenizer, layers=layers, hidden=hidden, tied=tied)
+    config = tiny_config(architecture, tokenizer, layers=layers, hidden=hidden, tied=tied, padding=padding)
     tokenizer_config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,

@@ -203,12 +203,19 @@ class Student(Protocol):
         ...
 
     def write(
-        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        keys: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        words: int,
     ) -> list[NDArray[np.int32]]:
         """Answers to prompts, sampled without dropout: the tokens of each, its end mark included where it has one.
 
         Args:
             keys: Of each prompt; the same key and student draw the same answer, whatever is asked beside it.
+            words: Tokens that may be drawn, the first so many.
         """
         ...
 

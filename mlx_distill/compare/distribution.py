@@ -18,12 +18,13 @@ from mlx_distill.agreement import ProbeRow
 from mlx_distill.batches import Batch, TeacherBuckets
 from mlx_distill.config import DEFAULT_TOP_K, CompareConfig
 from mlx_distill.errors import MlxDistillError
-from mlx_distill.logit_source import vocabulary_sha256
+from mlx_distill.logit_source import known_words
 from mlx_distill.models.resolve import resolve, resolve_here
 from mlx_distill.models.tokenizer import load_tokenizer
 from mlx_distill.progress import Progress
 from mlx_distill.run_records import RunRecord
 from mlx_distill.scores import HeldOutLoss
+from mlx_distill.vocabulary import differing_words
 
 _MLX = "mlx:"
 _LEFT_OUT = "the divergence from the teacher is left out."
@@ -93,8 +94,8 @@ def source_of(config: CompareConfig, run: RunRecord, student: Path, progress: Pr
             progress.say(f"{spec} is not on this machine: {_LEFT_OUT}")
             return Source(spec)
         folder = Path(model.path)
-        if vocabulary_sha256(load_tokenizer(folder)) != vocabulary_sha256(load_tokenizer(student)):
-            progress.say(f"{spec} and the student do not have the same tokenizer: {_LEFT_OUT}")
+        if (how := differing_words(load_tokenizer(folder), load_tokenizer(student))) is not None:
+            progress.say(f"{spec} and the student do not have the same tokenizer ({how}): {_LEFT_OUT}")
             return Source(spec)
     except (MlxDistillError, OSError) as error:
         reason = error.message if isinstance(error, MlxDistillError) else error
@@ -121,7 +122,8 @@ def read_teacher(source: Source, rows: Mapping[str, ProbeRow], progress: Progres
     try:
         with explained_allocation("Leave it out:  --divergence off"):
             with progress.task(f"Loading {source.spec}, the teacher"):
-                model: Any = LogitTeacher(source.folder, dtype="auto")
+                known = known_words(load_tokenizer(source.folder), source.folder)
+                model: Any = LogitTeacher(source.folder, dtype="auto", known=known)
             top_k = min(source.top_k, model.words)
             with progress.task("The teacher reads its held-out answers", len(rows)) as bar:
                 for sha256, row in rows.items():

@@ -11,7 +11,8 @@ from typing import Any
 
 from mlx_distill.config import ShareConfig
 from mlx_distill.families import same_family
-from mlx_distill.records import CONTENDERS, Manifest
+from mlx_distill.manifest import Manifest
+from mlx_distill.records import CONTENDERS
 from mlx_distill.run_records import RunRecord
 from mlx_distill.share.base import Base
 from mlx_distill.share.cleaning import short
@@ -28,6 +29,8 @@ _SETTINGS = (
     *("warmup", "final_learning_rate", "weight_decay", "grad_clip", "epochs", "batch_size", "max_length", "seed"),
     "dtype",
 )
+#: Of a run that learned a distribution.
+_DISTILLING = ("distill", "distill_weight", "distill_temperature", "distill_beta", "on_policy")
 
 
 def model_card(
@@ -79,10 +82,13 @@ def _results(scores: Scores | None, run: RunRecord) -> Iterable[str]:
         ("Validation loss", _number(run.valid_loss)),
         ("Test loss", _number(run.test_loss)),
         ("Training loss", _number(run.train_loss)),
+        ("Divergence from the teacher before training", _number(run.first_divergence)),
+        ("Divergence from the teacher", _number(run.divergence)),
         ("Validation token accuracy", "" if run.token_accuracy is None else f"{run.token_accuracy:.1%}"),
     ]
     if known := [row for row in rows if row[1]]:
-        yield "Losses are mean cross-entropies in nats over the tokens of the teacher's answers."
+        apart = "" if run.divergence is None else " Divergences are mean forward KLs, on the validation rows."
+        yield f"Losses are mean cross-entropies in nats over the tokens of the teacher's answers.{apart}"
         yield _table(("", "Value"), known)
     if scores is None or not scores.cards:
         yield "Its answers were not judged."
@@ -155,6 +161,9 @@ def _data(config: ShareConfig, run: RunRecord) -> Iterable[str]:
             said = "gave their word that they may" if terms.accepted else "did not say that they may"
             yield f"Training on its answers needs the provider's permission; who trained this {said}."
         yield _collection(manifest)
+    if run.distilled_from is not None:
+        licence = _cell(run.teacher_licence or "not stated by its files")
+        yield f"The distribution of `{_cell(run.distilled_from)}` was learned too; its licence: {licence}."
     yield _table(
         ("Split", "Rows", "Tokens", "Tokens learned from", "SHA-256 of the file"),
         (
@@ -185,8 +194,9 @@ def _drops(manifest: Manifest) -> str:
 
 
 def _training(run: RunRecord) -> Iterable[str]:
+    told = (*_SETTINGS, *(_DISTILLING if run.distilled_from else ()))
     yield _table(
-        ("Setting", "Value"), ((key, f"`{_cell(str(run.config[key]))}`") for key in _SETTINGS if key in run.config)
+        ("Setting", "Value"), ((key, f"`{_cell(str(run.config[key]))}`") for key in told if key in run.config)
     )
     facts = [f"{run.trainable_parameters:,} parameters were trained"]
     if run.seconds is not None:

@@ -31,7 +31,9 @@ def clean_run(run: RunRecord, base: Base | None) -> RunRecord:
     manifest = run.manifest
     if manifest is not None:
         manifest = manifest.model_validate(_shortened(manifest.model_dump()))
-    return run.model_copy(update={"model": model, "config": _shortened(config), "manifest": manifest})
+    teacher = None if run.distilled_from is None else short(run.distilled_from)
+    found = {"model": model, "config": _shortened(config), "manifest": manifest, "distilled_from": teacher}
+    return run.model_copy(update=found)
 
 
 def clean_fused(record: FusedRecord, run: RunRecord) -> FusedRecord:

@@ -42,6 +42,7 @@ def own_batches(
     indices: Sequence[int],
     config: TrainConfig,
     step: int,
+    words: int,
     rows_at_once: Callable[[int, int], int],
     answers_at_once: Callable[[int, int], int],
 ) -> list[Batch]:
@@ -51,6 +52,7 @@ def own_batches(
         rows: Of the split.
         indices: Which of them.
         step: Decides the draws, together with the row.
+        words: That student and teacher both know: no others are drawn.
         rows_at_once: Of how many rows of a width a batch may be.
         answers_at_once: How many answers are written at once, of how many, and of how many tokens with their prompts.
     """
@@ -68,6 +70,7 @@ def own_batches(
             keys[start : start + some],
             max_tokens=config.on_policy_tokens,
             temperature=config.on_policy_temperature,
+            words=words,
         )
     ]
     made = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from mlx_distill.batches import Batch, TeacherBuckets
 from mlx_distill.config import DEFAULT_TOP_K, TrainConfig
 from mlx_distill.dataset import TokenSplit
-from mlx_distill.errors import ModelError
 from mlx_distill.logit_cache import LogitReader
-from mlx_distill.logit_source import local_teacher, open_logits, vocabulary_sha256
-from mlx_distill.models.folder import fingerprint, read_config
+from mlx_distill.logit_source import known_words, local_teacher, open_logits, require_same_tokenizer
+from mlx_distill.models.folder import fingerprint
 from mlx_distill.models.resolve import resolve
-from mlx_distill.models.tokenizer import load_tokenizer
 from mlx_distill.progress import Progress
 from mlx_distill.records import content_hash
 
@@ -32,10 +30,12 @@ class Teaching(Protocol):
     """A teacher, as the loop asks it.
 
     Attributes:
+        words: That it tells apart; its ids are below.
         weights_bytes: Of its weights; 0 where it is not in memory.
         position_bytes: Of what it says of a position; 0 where nothing of that is kept.
     """
 
+    words: int
     weights_bytes: int
     position_bytes: int
 
@@ -52,17 +52,34 @@ class Teaching(Protocol):
         ...
 
 
+class Taught(NamedTuple):
+    """A teacher, and what is recorded of it.
+
+    Attributes:
+        name: As it was named.
+        sha256: Hash of all that decides what it says.
+        licence: As its files state it.
+    """
+
+    teaching: Teaching
+    name: str
+    sha256: str
+    licence: str | None
+
+
 class CachedTeacher:
     """Implements `Teaching` over files.
 
     Args:
+        words: That the teacher tells apart.
         readers: Of each split.
     """
 
     weights_bytes = 0
     position_bytes = 0
 
-    def __init__(self, readers: Mapping[str, LogitReader]) -> None:
+    def __init__(self, words: int, readers: Mapping[str, LogitReader]) -> None:
+        self.words = words
         self._readers = readers
 
     def with_teacher(self, split: str, batch: Batch) -> Batch:
@@ -82,16 +99,22 @@ class OnlineTeacher:
 
     It reads a batch row by row: what it says of a row is then the same to the bit, however many rows the student
     computes at once, and can be kept.
+
+    Args:
+        folder: In Hugging Face layout.
+        dtype: Of its weights, as in training.
+        known: Words that student and teacher both know; see `LogitTeacher`.
     """
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, known: int) -> None:
         from mlx_distill.backends.mlx.teaching import LogitTeacher
 
-        self._teacher = LogitTeacher(folder, dtype=dtype)
-        self._top_k = min(DEFAULT_TOP_K, self._teacher.words)
+        self._teacher = LogitTeacher(folder, dtype=dtype, known=known)
+        self.words = self._teacher.words
+        self._top_k = min(DEFAULT_TOP_K, self.words)
         self.weights_bytes = self._teacher.weights_bytes
         # Ids and logarithms, with that of the rest.
-        self.position_bytes = 4 * self._top_k + 4 * (self._top_k + (self._top_k < self._teacher.words))
+        self.position_bytes = 4 * self._top_k + 4 * (self._top_k + (self._top_k < self.words))
         self._kept: dict[int, TeacherBuckets] = {}
         self._room = 0
 
@@ -126,8 +149,8 @@ class OnlineTeacher:
 
 def open_teaching(
     config: TrainConfig, splits: dict[str, TokenSplit], tokenizer: Any, model: Path, progress: Progress
-) -> tuple[Teaching, str, str] | None:
-    """The teacher of a training: itself, its name, and the hash of all that decides what it says. None without one.
+) -> Taught | None:
+    """The teacher of a training; None where its distribution is not learned.
 
     Args:
         tokenizer: The student's.
@@ -139,19 +162,16 @@ def open_teaching(
         ModelError: It cannot be found or loaded, or has another tokenizer.
     """
     if config.teacher_logits is not None:
-        words = read_config(model).get("vocab_size")
-        record, readers = open_logits(config.teacher_logits, splits, tokenizer, words if isinstance(words, int) else 0)
-        return CachedTeacher(readers), record.teacher, content_hash(record.model_dump(mode="json"))
+        record, readers = open_logits(config.teacher_logits, splits, tokenizer, known_words(tokenizer, model))
+        sha256 = content_hash(record.model_dump(mode="json"))
+        return Taught(CachedTeacher(record.words, readers), record.teacher, sha256, record.licence)
     if config.teacher_online is None:
         return None
     spec = local_teacher(config.teacher_online)
     found = resolve(spec, progress=progress)
     folder = Path(found.path)
-    if vocabulary_sha256(load_tokenizer(folder)) != vocabulary_sha256(tokenizer):
-        raise ModelError(
-            f"{spec} and the student do not have the same tokenizer: their vocabularies differ.",
-            hint="Learn from the teacher's text instead:  mlx-distill collect --teacher mlx:MODEL",
-        )
+    require_same_tokenizer(spec, folder, tokenizer, splits, max_length=config.max_length)
     with progress.task(f"Loading {found.name}, the teacher"):
-        teacher = OnlineTeacher(folder, config.dtype)
-    return teacher, spec, content_hash([found.revision, fingerprint(folder) if found.source == "folder" else None])
+        teacher = OnlineTeacher(folder, config.dtype, known_words(tokenizer, model))
+    weights = fingerprint(folder) if found.source == "folder" else None
+    return Taught(teacher, spec, content_hash([found.revision, weights, teacher.words]), found.licence)

@@ -179,17 +179,20 @@ def values_of(row: MetricRow, seconds: float) -> dict[str, float]:
     Args:
         seconds: Between this row and the one before it: of a step's row, the time that the step took.
     """
-    if row.kind == "train":
-        return {"train/epoch_loss": row.loss, "train/epoch_token_accuracy": row.token_accuracy}
-    if row.kind != "step":
-        return {f"{row.kind}/loss": row.loss, f"{row.kind}/token_accuracy": row.token_accuracy}
+    # A student's own answers are likely by their nature: on them begins another curve than on the data's.
+    of = f"{'train' if row.kind == 'step' else row.kind}/{'own_' if row.on_policy else ''}"
+    epoch = "epoch_" if row.kind == "train" else ""
     values = {
-        "train/loss": row.loss,
-        "train/token_accuracy": row.token_accuracy,
-        "train/learning_rate": row.learning_rate,
-        "train/grad_norm": row.grad_norm,
-        "train/tokens_per_second": row.tokens / seconds if seconds > 0 else None,
+        f"{of}{epoch}loss": row.loss,
+        f"{of}{epoch}token_accuracy": row.token_accuracy,
+        f"{of}{epoch}divergence": row.divergence,
     }
+    if row.kind == "step":
+        values |= {
+            "train/learning_rate": row.learning_rate,
+            "train/grad_norm": row.grad_norm,
+            "train/tokens_per_second": row.tokens / seconds if seconds > 0 else None,
+        }
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -16,7 +16,7 @@ from mlx_distill.cli.main import COMMANDS
 from mlx_distill.config import ShareConfig
 from mlx_distill.errors import InputError
 from mlx_distill.records import Verdict
-from mlx_distill.share.cleaning import short
+from mlx_distill.share.cleaning import clean_run, short
 from mlx_distill.share.run import Shared, share
 from mlx_distill.share.scores import read_scores
 from tests.servers.hub_api import HubApi
@@ -152,6 +152,19 @@ def test_what_is_known_of_data_and_training(hub: HubApi, run: Path) -> None:
     assert "in 1 h 2 min with 2.00 GB of memory at most" in card
     assert "| rank | `4` |" in card
     assert f"| `adapters.safetensors` | {(run / 'adapters.safetensors').stat().st_size:,} |" in card
+
+
+def test_whose_distribution_was_learned(hub: HubApi, run: Path) -> None:
+    assert "distribution" not in shown(run).card
+    config = {"distill": "jsd", "distill_beta": 0.25, "teacher_online": "mlx:/home/me/models/big"}
+    taught = {"first_divergence": 1.5, "divergence": 0.25, "distilled_from": "/home/me/models/big"}
+    rewrite(run, config=config, teacher_licence="apache-2.0", **taught)
+    found = shown(run)
+    assert "The distribution of `big` was learned too; its licence: apache-2.0." in found.card
+    assert "| Divergence from the teacher before training | 1.5000 |" in found.card
+    assert "| Divergence from the teacher | 0.2500 |" in found.card
+    assert "| distill_beta | `0.25` |" in found.card
+    assert "/home/me" not in found.card + clean_run(rewrite(run), None).model_dump_json()
 
 
 def test_names_open_no_markup(hub: HubApi, run: Path) -> None:

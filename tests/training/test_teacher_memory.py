@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlx_distill.backends.mlx import writing
+from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.loading import load_frozen
 from mlx_distill.backends.mlx.student import MlxStudent
 from mlx_distill.backends.mlx.teaching import LogitTeacher
@@ -56,7 +57,7 @@ def same(a: TeacherBuckets, b: TeacherBuckets) -> bool:
 
 def test_rows_read_alone_say_what_they_say_together(teacher: Path) -> None:
     """But for rounding: a product of more rows adds the same terms in another order."""
-    model = LogitTeacher(teacher, dtype="float32")
+    model = LogitTeacher(teacher, dtype="float32", known=384)
     batch = make_batch(random_rows(5), range(5))
     alone = model.row_by_row(batch, range(5), TOP_K)
     together = model.likeliest(batch, TOP_K)
@@ -69,7 +70,7 @@ def test_rows_read_alone_say_what_they_say_together(teacher: Path) -> None:
 def test_what_is_said_of_a_row_does_not_depend_on_its_company(teacher: Path) -> None:
     """To the bit, so that the memory limit makes no difference to it."""
     rows = random_rows(6)
-    asked = OnlineTeacher(teacher, "float32")
+    asked = OnlineTeacher(teacher, "float32", 384)
     whole = asked.with_teacher("train", make_batch(rows, range(6))).teacher
     assert whole is not None
     for parts in ([[0], [1], [2], [3], [4], [5]], [[0, 1, 2, 3], [4, 5]]):
@@ -79,7 +80,7 @@ def test_what_is_said_of_a_row_does_not_depend_on_its_company(teacher: Path) -> 
 
 
 def test_reading_a_batch_takes_no_more_than_its_longest_row(teacher: Path) -> None:
-    model = LogitTeacher(teacher, dtype="float32")
+    model = LogitTeacher(teacher, dtype="float32", known=384)
     one = model.measure(480, TOP_K)
     tokens = np.arange(8 * 480, dtype=np.int32).reshape(8, 480) % 300
     mask = np.tile(np.arange(480) > 0, (8, 1))
@@ -112,7 +113,7 @@ class Reads:
 
 def test_what_was_said_of_validation_rows_is_said_again(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(6)
-    asked = OnlineTeacher(teacher, "float32")
+    asked = OnlineTeacher(teacher, "float32", 384)
     batches = [make_batch(rows, part) for part in ([0, 1, 2], [3, 4, 5])]
     first = [asked.with_teacher("valid", batch).teacher for batch in batches]
     sizes = [asked.position_bytes * row.target_tokens for row in rows]
@@ -137,7 +138,7 @@ def test_a_run_is_the_same_where_nothing_is_kept(
     record = train(online(data, tiny_model, tmp_path / "kept", teacher))
     kept = reads.rows
     assert record.plan is not None and record.plan.said_bytes > 0
-    assert record.plan.teacher_bytes == LogitTeacher(teacher, dtype="float32").weights_bytes
+    assert record.plan.teacher_bytes == LogitTeacher(teacher, dtype="float32", known=384).weights_bytes
     monkeypatch.setattr("mlx_distill.training.planning.KEPT_BYTES", 0)
     record = train(online(data, tiny_model, tmp_path / "read", teacher))
     assert record.plan is not None and record.plan.said_bytes == 0
@@ -163,7 +164,7 @@ def test_answers_written_in_parts_are_those_written_at_once(
         return size
 
     whole, parts = (
-        own_batches(student, rows, chosen, config, 2, lambda count, width: count, at_once)
+        own_batches(student, rows, chosen, config, 2, 384, lambda count, width: count, at_once)
         for at_once in (lambda count, width: count, few)
     )
     prompts = [len(rows[row].tokens) - rows[row].target_tokens for row in chosen]
@@ -179,11 +180,12 @@ def test_what_writing_takes_is_known_before(tiny_model: Path, rows: int, prompt:
     """Answers of one length that no end mark cuts, until the last word."""
     model, _ = load_frozen(tiny_model, dtype="float32")
     planned = writing.measure(model, rows, prompt, answer)
-    asked = [np.arange(prompt, dtype=np.int32) + 10 for _ in range(rows)]
+    asked = [[token + 10 for token in range(prompt)]] * rows
+    drawn = [Sampling(1.0, row) for row in range(rows)]
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    found = writing.write(model, asked, range(rows), ends=(), max_tokens=answer, temperature=1.0)
+    found = writing.write(model, asked, drawn, ends=(), max_tokens=answer)
     assert [len(tokens) for tokens in found] == [answer] * rows
     assert planned == pytest.approx(mx.get_peak_memory() - before, rel=0.25)
 

@@ -16,10 +16,13 @@ class Sampling:
     Attributes:
         temperature: Above 0.
         key: Decides the draws: they do not depend on what else is in the batch.
+        words: Tokens that may be drawn, the first so many; None: all that the model has a logit for, those that pad
+            its vocabulary included.
     """
 
     temperature: float
     key: int
+    words: int | None = None
 
     @classmethod
     def of(cls, temperature: float, *what: object) -> Sampling | None:
@@ -33,6 +36,6 @@ class Sampling:
 
         def draw(logprobs: mx.array) -> mx.array:
             keys[0], key = mx.random.split(keys[0])
-            return mx.random.categorical(logprobs * (1 / self.temperature), key=key)
+            return mx.random.categorical(logprobs[..., : self.words] * (1 / self.temperature), key=key)
 
         return draw

@@ -15,10 +15,9 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.generate import BatchGenerator
 
 from mlx_distill.agreement import ObservationWriter, Probe, ProbeRow
-from mlx_distill.backends.mlx import device
+from mlx_distill.backends.mlx import device, writing
 from mlx_distill.backends.mlx.head import Head, find_head
 from mlx_distill.backends.mlx.loading import load_adapter, load_frozen
 
@@ -93,20 +92,6 @@ def _answers(model: nn.Module, probe: Probe) -> list[list[int]]:
     """Greedy answers to the prompts, all at once, in their order."""
     if not probe.prompts or not probe.greedy_tokens:
         return [[] for _ in probe.prompts]
-    count = len(probe.prompts)
-    generator = BatchGenerator(
-        model,
-        stop_tokens=[[token] for token in probe.end_tokens],
-        completion_batch_size=count,
-        prefill_batch_size=count,
-    )
-    try:
-        written = generator.insert([list(prompt) for prompt in probe.prompts], [probe.greedy_tokens] * count)
-        answers: dict[int, list[int]] = {uid: [] for uid in written}
-        while responses := generator.next_generated():
-            for response in responses:
-                if response.finish_reason != "stop":
-                    answers[response.uid].append(int(response.token))
-    finally:
-        generator.close()
-    return list(answers.values())
+    greedy = [None] * len(probe.prompts)
+    written = writing.write(model, probe.prompts, greedy, ends=probe.end_tokens, max_tokens=probe.greedy_tokens)
+    return [answer[:-1] if answer and answer[-1] in probe.end_tokens else answer for answer in written]

@@ -14,10 +14,15 @@ from mlx_distill.backends.mlx import device
 from mlx_distill.backends.mlx.head import CHUNK, find_head
 from mlx_distill.backends.mlx.loading import load_frozen
 from mlx_distill.batches import Batch, TeacherBuckets, padded_width
+from mlx_distill.errors import ModelError
 
 #: Positions whose words are sorted at once: that takes three times the logits.
 _SORTED = 64
 
+_READING_ADVICE = (
+    "What was written stands; the same command goes on. With --batch-size 1 it reads row by row; a 4-bit teacher takes "
+    "less."
+)
 _ADVICE = (
     "What was written stands. A 4-bit teacher takes less; so does one that is asked before training, with  "
     "mlx-distill logits, and is not in memory beside the student."
@@ -30,23 +35,28 @@ class LogitTeacher:
     Args:
         folder: In Hugging Face layout; dense or quantized.
         dtype: Of its weights, as in training.
+        known: Words of its tokenizer. Columns of its logits beyond them pad the vocabulary to a size that suits a
+            machine, mean nothing, and are left out: another model of the family may have fewer or more of them.
 
     Attributes:
-        words: Of its vocabulary: columns of its logits.
+        words: That it tells apart: columns of its logits, those that pad left out.
         dtype: That it computes in.
         weights_bytes: Of its weights.
 
     Raises:
         ModelError: It does not load.
+        ResourceError: There is not enough memory.
     """
 
-    def __init__(self, folder: Path, *, dtype: str) -> None:
+    def __init__(self, folder: Path, *, dtype: str, known: int) -> None:
         device.prepare_memory()
-        self._model, _ = load_frozen(folder, dtype=dtype)
-        self._model.eval()
-        self._parts = find_head(self._model)
-        probe = self._model(mx.array([[0, 1]]))
-        self.words = int(probe.shape[-1])
+        self._folder = folder
+        with device.explained_allocation(_ADVICE):
+            self._model, _ = load_frozen(folder, dtype=dtype)
+            self._model.eval()
+            self._parts = find_head(self._model)
+            probe = self._model(mx.array([[0, 1]]))
+        self.words = min(int(probe.shape[-1]), known)
         self.dtype = str(probe.dtype).removeprefix("mlx.core.")
         self.weights_bytes = sum(value.nbytes for _, value in tree_flatten(self._model.parameters()))
         self.device = device.describe_device()
@@ -56,8 +66,13 @@ class LogitTeacher:
 
         Args:
             top_k: Words named, at most `words`.
+
+        Raises:
+            ModelError: It computes what is no number.
+            ResourceError: There is not enough memory.
         """
-        found = self._read(batch, top_k)
+        with device.explained_allocation(_READING_ADVICE):
+            found = self._read(batch, top_k)
         mx.clear_cache()
         return found
 
@@ -97,9 +112,15 @@ class LogitTeacher:
         for at in range(0, len(rows), CHUNK):
             part = top[at : at + CHUNK]
             logits = part.astype(mx.float32) if self._parts is None else self._parts[1].logits(part)
+            logits = logits[:, : self.words]
             for some in range(0, len(logits), _SORTED):
                 named, found = _likeliest(logits[some : some + _SORTED], top_k)
                 mx.eval(named, found)
+                if mx.isnan(found).any().item():
+                    raise ModelError(
+                        f"{self._folder} computes what is no number, in {self.dtype}.",
+                        hint="Try --dtype float32, or check the model with  mlx-distill doctor",
+                    )
                 ids.append(np.array(named))
                 logs.append(np.array(found))
         return TeacherBuckets(np.concatenate(ids), np.concatenate(logs))

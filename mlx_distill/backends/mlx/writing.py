@@ -1,4 +1,4 @@
-"""Answers of a model that is being trained, drawn with mlx-lm's batches, and what writing them takes of the memory."""
+"""Answers of a model in memory, all at once with mlx-lm's batches, and what writing them takes of the memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from contextlib import closing
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx_lm.generate import BatchGenerator
-from numpy.typing import NDArray
 
 from mlx_distill.backends.mlx.drawing import Sampling
 
@@ -19,29 +17,34 @@ _FEW = 32
 
 def write(
     model: nn.Module,
-    prompts: Sequence[NDArray[np.int32]],
-    keys: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sequence[Sampling | None],
     *,
     ends: Collection[int],
     max_tokens: int,
-    temperature: float,
-) -> list[NDArray[np.int32]]:
-    """See `backends.base.Student.write`. All are written at once.
+) -> list[list[int]]:
+    """Write an answer to each prompt, all at once. Dropout is off.
 
     Args:
+        prompts: Tokens.
+        sampling: How each answer is drawn; None is greedy.
         ends: Tokens that end an answer.
+        max_tokens: Of an answer.
+
+    Returns:
+        Tokens of each answer, with the one that ended it; without one where the budget cut it.
     """
     model.eval()
-    asked = [prompt.tolist() for prompt in prompts]
-    samplers = [Sampling(temperature, key).sampler() for key in keys]
-    with closing(_generator(model, len(asked), ends)) as generator:
-        uids = generator.insert(asked, [max_tokens] * len(asked), samplers=samplers)
+    samplers = [None if how is None else how.sampler() for how in sampling]
+    with closing(_generator(model, len(prompts), ends)) as generator:
+        asked = [list(prompt) for prompt in prompts]
+        uids = generator.insert(asked, [max_tokens] * len(asked), **({"samplers": samplers} if any(samplers) else {}))
         written: dict[int, list[int]] = {uid: [] for uid in uids}
         while drawn := _next(generator):
             for uid, token in drawn:
                 written[uid].append(token)
     mx.clear_cache()
-    return [np.array(written[uid], np.int32) for uid in uids]
+    return [written[uid] for uid in uids]
 
 
 def measure(model: nn.Module, rows: int, prompt: int, answer: int) -> int:

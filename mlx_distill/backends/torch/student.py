@@ -143,7 +143,13 @@ class TorchStudent:
             return self._forward(batch).stats(batch)
 
     def write(
-        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        keys: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        words: int,
     ) -> list[NDArray[np.int32]]:
         """See `Student.write`. Refused when the student is made."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from mlx_distill.run_records import MetricRow, RunRecord
 from mlx_distill.training import tracking
 from mlx_distill.training.run import train
 from mlx_distill.training.trackers import KINDS, described, open_trackers, tracker_names, tracking_id
-from mlx_distill.training.tracking import Point, Trackers
+from mlx_distill.training.tracking import Point, Trackers, values_of
 from tests.training.runs import ROOT, Recorder, make_data, settings
 from tests.training.tracking.tracked import STEPS, expected_points, in_folder, outcome_of, stopping, without_speed
 
@@ -103,6 +103,19 @@ def record(base: TrainConfig, tmp_path: Path) -> RunRecord:
 
 
 ROWS = rows_of(("valid", 0), ("step", 1), ("step", 2), ("train", 2), ("valid", 2), ("step", 3), ("test", 3))
+
+
+def test_a_divergence_and_a_students_own_answers_have_curves_of_their_own() -> None:
+    of = {"step": 3, "epoch": 0.5, "token_accuracy": 0.25, "target_tokens": 4, "tokens": 9, "seconds": 2.0}
+    row = MetricRow(kind="step", loss=1.5, divergence=0.75, **of)
+    assert values_of(row, 0.0) == {"train/loss": 1.5, "train/token_accuracy": 0.25, "train/divergence": 0.75}
+    own = row.model_copy(update={"on_policy": True})
+    assert values_of(own, 0.0) == {
+        "train/own_loss": 1.5,
+        "train/own_token_accuracy": 0.25,
+        "train/own_divergence": 0.75,
+    }
+    assert values_of(row.model_copy(update={"kind": "valid"}), 0.0)["valid/divergence"] == 0.75
 
 
 def test_all_rows_of_a_step_are_one_point(tmp_path: Path, record: RunRecord) -> None:
@@ -344,9 +357,10 @@ def test_steps_that_a_tracker_had_before_the_run_went_back_are_not_there_twice(
         train(config, stopping(6))
     (points,) = Mirror.kept.values()
     assert [step for step, _ in points] == list(range(6))
-    for path in layout.RunFolder(config.run).checkpoints.iterdir():
-        path.write_bytes(b"")
-    train(config)
+    max(layout.RunFolder(config.run).checkpoints.iterdir()).write_bytes(b"")
+    recorder = Recorder()
+    train(config, recorder)
+    assert "Going on from step 4 of 8." in recorder.said
     assert {step: without_speed(values) for step, values in points} == expected_points(config.run)
     assert [step for step, _ in points] == list(range(STEPS + 1))
 
