@@ -163,6 +163,7 @@ def test_a_recorded_teacher_need_not_know_the_tasks_but_the_prompts(config: Comp
         compare(changed(config, prompts=tmp_path / "prompts.txt"))
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_alike_whatever_is_beside_them(config: CompareConfig) -> None:
     drawn = changed(config, teacher=None, samples=3, temperature=1.0)
     compare(drawn)

@@ -18,9 +18,10 @@ from mlx_distill.collect import run as collecting
 from mlx_distill.compare import run as compare
 from mlx_distill.errors import ConfigError, FolderError, InputError, OccupiedError, TeacherError
 from mlx_distill.judges import run as judging
+from mlx_distill.manifest import Manifest
 from mlx_distill.models.folder import fingerprint
 from mlx_distill.pipeline import STEPS, walk
-from mlx_distill.records import Generation, Manifest, Verdict
+from mlx_distill.records import Generation, Verdict
 from mlx_distill.report import charts
 from mlx_distill.report import run as reporting
 from mlx_distill.run_records import RunRecord

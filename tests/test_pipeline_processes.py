@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_walk_stopped_in_training_goes_on(project: Path, number: signal.Signals) -> None:
     name = number.name
     run = RunFolder(project / "adapters" / name)

@@ -103,7 +103,7 @@ faults = st.tuples(
 
 @settings(
     deadline=None,
-    max_examples=25,
+    max_examples=12,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
 )

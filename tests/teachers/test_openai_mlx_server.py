@@ -63,6 +63,7 @@ def ask_for(text: str, max_tokens: int) -> Request:
     return Request(prompt_id="p", family="p", teacher="t", messages=(message,), max_tokens=max_tokens)
 
 
+@pytest.mark.slow
 async def test_it_answers_counts_and_is_cut_where_it_was_told_to(base_url: str) -> None:
     teacher = open_teacher("openai:default_model", base_url=base_url)
     assert not teacher.terms().requires_acceptance
