@@ -33,7 +33,7 @@ _LONGEST_LINE = 1 << 16
 _RECENT_ROWS = 64
 
 Status = Literal["finished", "training", "stopped", "starting", "damaged"]
-Order = Literal["created", "loss", "accuracy", "time"]
+Order = Literal["created", "loss", "divergence", "accuracy", "time"]
 
 
 class RunEntry(Record):
@@ -47,7 +47,7 @@ class RunEntry(Record):
         process: That holds the run.
         step: Optimizer steps taken.
         planned_steps: That it takes unless it stops early.
-        stopped_early: Whether it ended before those, as the validation loss no longer fell.
+        stopped_early: Whether it ended before those, as the validation loss no longer fell or as that was asked for.
         epochs: Passes over the rows so far, fractional while it trains.
         rows: Training rows.
         tokens: Of those rows.
@@ -133,6 +133,7 @@ class _RunFacts(_Facts):
     epochs: int | None = None
     steps: int | None = None
     stopped_early: bool = False
+    cut_short: bool = False
     first_valid_loss: float | None = None
     valid_loss: float | None = None
     first_divergence: float | None = None
@@ -181,8 +182,8 @@ def list_runs(folder: Path, *, order: Order = "created") -> list[RunEntry]:
     """The runs in a folder and in the folders right below it; or the folder alone, where it is itself a run.
 
     Args:
-        order: "created", the newest first; "loss" or "accuracy", the best first; "time", the shortest first. Runs of
-            which that is not known come after the others, and damaged ones last.
+        order: "created", the newest first; "loss", "divergence" or "accuracy", the best first; "time", the shortest
+            first. Runs of which that is not known come after the others, and damaged ones last.
 
     Raises:
         InputError: There is no such folder, or it cannot be read.
@@ -261,7 +262,7 @@ def _entry(root: Path, name: str) -> RunEntry | None:
         update={
             "status": "finished",
             "step": facts.steps,
-            "stopped_early": facts.stopped_early,
+            "stopped_early": facts.stopped_early or facts.cut_short,
             "epochs": facts.epochs,
             "valid_loss": facts.valid_loss,
             "first_valid_loss": facts.first_valid_loss,
@@ -391,6 +392,7 @@ def _sort_key(entry: RunEntry, order: Order) -> tuple[bool, bool, float, str]:
     value = {
         "created": None if began is None else -began.timestamp(),
         "loss": entry.valid_loss,
+        "divergence": entry.divergence,
         "accuracy": None if entry.token_accuracy is None else -entry.token_accuracy,
         "time": entry.seconds,
     }[order]

@@ -26,11 +26,11 @@ STEPS = (
 #: From the ground up. A module imports its own layer's and those below; a folder stands for all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "progress", "folders"),
-    ("records", "run_records", "scores", "calibration", "settings"),
+    ("records", "manifest", "run_records", "scores", "calibration", "settings"),
     ("config",),
     ("recipe",),
     ("layout", "locks", "children", "pricing", "stats", "batches", "code_blocks", "families", "distillation"),
-    ("rows", "tokenising", "token_store", "token_cache", "agreement", "logit_cache"),
+    ("rows", "tokenising", "token_store", "token_cache", "vocabulary", "agreement", "logit_cache"),
     (
         "models",
         "prompts",

@@ -133,8 +133,8 @@ def _parameter(name: str, field: FieldInfo) -> click.Parameter:
 
 def _help(field: FieldInfo) -> str:
     text = field.description or ""
-    # A default that is made, such as a path that follows from another flag, is told by the description.
-    if field.is_required() or field.default_factory or field.default is None or field.annotation is bool:
+    # A default that is made, such as a path that follows from another flag, is told by the description; so is none.
+    if field.is_required() or field.default_factory or field.default in (None, "") or field.annotation is bool:
         return text
     return f"{text}  [default: {field.default}]"
 

@@ -37,6 +37,7 @@ def command(config: PruneConfig, progress: Progress) -> Summary:
     record = prune(config, progress)
     out = shlex.quote(str(config.out))
     data = shlex.quote(str(config.data)) if config.data is not None else "DATA"
+    teacher = shlex.quote(f"mlx:{config.model}")
     return Summary(
         {"pruned": str(config.out), **record.model_dump(exclude={"format"})},
         [
@@ -46,6 +47,8 @@ def command(config: PruneConfig, progress: Progress) -> Summary:
             f"  loss   {record.removed[-1].loss:.4f} nats a token, before {record.loss:.4f} "
             f"({record.rows} {_SOURCES[record.source]}, {record.tokens:,} tokens)",
             f"  train it:  mlx-distill train --model {out} --data {data} --run adapters/NAME --layers all",
+            f"  to learn its teacher's distribution, first:  mlx-distill logits --data {data} --teacher {teacher}",
+            "  and train it with:  --distill forward-kl --teacher-logits FOLDER",
         ],
     )
 

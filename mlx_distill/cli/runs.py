@@ -24,6 +24,7 @@ _UNKNOWN = "–"
     examples="""
     mlx-distill runs
     mlx-distill runs adapters --sort loss
+    mlx-distill runs adapters --sort divergence
     mlx-distill runs adapters/mine --json
     """,
     keeps="Nothing was changed.",
@@ -66,6 +67,12 @@ def _lines(entries: Sequence[RunEntry], differing: dict[str, dict[str, Any]], wi
         lines += ["", f"{'The same in all' if len(whole) > 1 else 'Settings'}: {_alike(whole, differing)}."]
     if not comparable(entries):
         lines += ["", "Not all were validated on the same rows with the same model: do not compare their losses."]
+    if not _alike_divergences(entries):
+        lines += [
+            "",
+            "Not all learned by the same divergence: do not compare theirs. What  mlx-distill compare  measures is the "
+            "same for all.",
+        ]
     damaged = [entry for entry in entries if entry.status == "damaged"]
     if damaged:
         lines += ["", *(f"{_seen(entry.name)} is damaged: {_seen(entry.problem or '')}" for entry in damaged)]
@@ -77,6 +84,8 @@ def _results(entries: Sequence[RunEntry]) -> list[Column]:
 
     best_loss = min((e.valid_loss for e in entries if e.valid_loss is not None), default=None)
     best_accuracy = max((e.token_accuracy for e in entries if e.token_accuracy is not None), default=None)
+    divergences = [e.divergence for e in entries if e.divergence is not None]
+    nearest = min(divergences, default=None) if _alike_divergences(entries) else None
     several = len(entries) > 1
 
     def column(head: str, cell: Callable[[RunEntry], str], best: Callable[[RunEntry], bool] | None = None) -> Column:
@@ -98,9 +107,10 @@ def _results(entries: Sequence[RunEntry]) -> list[Column]:
                     lambda e: (
                         _UNKNOWN if e.divergence is None else f"{loss(e.first_divergence)} → {loss(e.divergence)}"
                     ),
+                    lambda e: e.divergence is not None and e.divergence == nearest,
                 )
             ]
-            if any(entry.divergence is not None for entry in entries)
+            if divergences
             else []
         ),
         column(
@@ -115,6 +125,17 @@ def _results(entries: Sequence[RunEntry]) -> list[Column]:
         column("time", lambda e: duration(e.seconds)),
         Column("created", [_moment(entry) for entry in entries]),
     ]
+
+
+def _alike_divergences(entries: Sequence[RunEntry]) -> bool:
+    """Whether the divergences of runs are of one kind, so that they may be held against each other."""
+    kinds = set()
+    for entry in entries:
+        if entry.divergence is not None:
+            kind = entry.settings.get("distill")
+            beta = entry.settings.get("distill_beta") if kind == "jsd" else None
+            kinds.add((str(kind), str(beta), str(entry.settings.get("distill_temperature"))))
+    return len(kinds) <= 1
 
 
 def _settings(entries: Sequence[RunEntry], differing: dict[str, dict[str, Any]]) -> list[Column]:
@@ -134,7 +155,7 @@ def _alike(entries: Sequence[RunEntry], differing: dict[str, dict[str, Any]]) ->
         "train rows": lambda e: (
             f"{e.rows:,} rows" + (f" of {e.tokens:,} tokens" if e.tokens else "") if e.rows else None
         ),
-        "epochs": lambda e: f"{e.planned_epochs} epochs" if e.planned_epochs else None,
+        "epochs": lambda e: f"{e.planned_epochs} epoch{'s' * (e.planned_epochs != 1)}" if e.planned_epochs else None,
         "rank": lambda e: f"rank {e.rank}" if e.rank else None,
         "layers": lambda e: f"{e.layers} layers" if e.layers else None,
         "learning_rate": lambda e: f"learning rate {e.learning_rate:g}" if e.learning_rate else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +34,9 @@ def kept(config: TrainConfig) -> str:
     mlx-distill train --data data/mine --model smollm2-135m --run adapters/small --layers 8 --epochs 2
     mlx-distill train --data data/mine --run adapters/mine --micro-batch-size 1     (less memory, same update)
     mlx-distill train --data data/mine --run adapters/mine --epochs 20 --validate-every 50 --patience 4
+    mlx-distill train --data data/mine --run adapters/mine --finish     (of an interrupted run, what it has so far)
+    mlx-distill train --data data/mine --run adapters/kl --distill forward-kl --teacher-logits data/mine/logits/NAME-64
+    mlx-distill train --data data/mine --run adapters/own --distill jsd --teacher-online mlx:MODEL --on-policy 0.5
     """,
     keeps=kept,
 )
@@ -42,6 +46,8 @@ def command(config: TrainConfig, progress: Progress) -> Summary:
     --data takes any folder in mlx-lm's layout: train.jsonl and, if there, valid.jsonl and test.jsonl, with rows of
     {"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}. The adapter, LoRA or DoRA, is in mlx-lm's
     format.
+
+    --distill learns a teacher's distribution instead of its text alone. Train a run on the text beside it, and compare.
 
     Under mlx.launch several machines train together, each on its share of every batch; see the README.
     """
@@ -70,12 +76,16 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
             "epochs",
             "steps",
             "stopped_early",
+            "cut_short",
             "best_step",
             "first_valid_loss",
             "train_loss",
             "valid_loss",
             "test_loss",
             "token_accuracy",
+            "distilled_from",
+            "first_divergence",
+            "divergence",
             "tokens_per_second",
             "peak_memory_bytes",
             "seconds",
@@ -90,12 +100,16 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
     if record.valid_loss is not None and record.first_valid_loss is not None:
         lines.append(
             f"  validation loss  {record.first_valid_loss:.4f} → {record.valid_loss:.4f}"
-            f"  (best at step {record.best_step} of {record.steps})"
+            + (f"  (best at step {record.best_step} of {record.steps})" if record.distilled_from is None else "")
         )
     elif record.train_loss is not None:
         lines.append(f"  train loss       {record.train_loss:.4f}")
+    if record.distilled_from is not None:
+        lines += _distilled(config, record)
     if record.stopped_early:
-        lines.append(f"  stopped early    after {record.steps} steps: the validation loss no longer fell")
+        lines.append(f"  stopped early    after {record.steps} steps: {_minimised(config)} no longer fell")
+    if record.cut_short:
+        lines.append(f"  cut short        after {record.steps} steps, by --finish")
     if record.token_accuracy is not None:
         lines.append(f"  token accuracy   {record.token_accuracy:.1%}")
     if record.test_loss is not None:
@@ -107,3 +121,26 @@ def summarise(config: TrainConfig, record: RunRecord) -> Summary:
         )
     lines.append(f"  adapter          {adapter}")
     return Summary(data, lines)
+
+
+def _distilled(config: TrainConfig, record: RunRecord) -> Iterator[str]:
+    """How near it came to the teacher, and by what its best adapter was told."""
+    if record.divergence is None or record.first_divergence is None:
+        # Nothing to validate on.
+        yield f"  distilled from   {record.distilled_from}"
+        return
+    yield (
+        f"  divergence       {record.first_divergence:.4f} → {record.divergence:.4f}"
+        f"  from {record.distilled_from}, by {config.distill}"
+    )
+    yield f"  best at step     {record.best_step} of {record.steps}, where {_minimised(config)} was least"
+
+
+def _minimised(config: TrainConfig) -> str:
+    """What the best adapter has the least of."""
+    if config.distill == "off":
+        return "the validation loss"
+    if config.distill_weight == 1:
+        return "the divergence on the validation rows"
+    rest = 1 - config.distill_weight
+    return f"{config.distill_weight:g} × divergence + {rest:g} × loss on the validation rows"

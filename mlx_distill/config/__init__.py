@@ -6,7 +6,7 @@ description is the help text; its default stands here and nowhere else.
 
 from __future__ import annotations
 
-from mlx_distill.config.collecting import Choose, CollectConfig, CostConfig, PromptsConfig
+from mlx_distill.config.collecting import Choose, CollectConfig, Confinement, CostConfig, PromptsConfig
 from mlx_distill.config.comparing import ChatConfig, CompareConfig, JudgeConfig, ReportConfig
 from mlx_distill.config.publishing import ExportConfig, FuseConfig, ImportAdapterConfig, PullConfig, ShareConfig
 from mlx_distill.config.training import (
@@ -31,6 +31,7 @@ __all__ = [
     "Choose",
     "CollectConfig",
     "CompareConfig",
+    "Confinement",
     "CostConfig",
     "DoctorConfig",
     "ExportConfig",

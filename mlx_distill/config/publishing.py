@@ -30,7 +30,8 @@ class ExportConfig(Settings):
 
     source: Path = Field(description="Folder of a training run, or of a fused model.", json_schema_extra=ARGUMENT)
     to: Literal["peft", "hf", "mlx", "gguf", "ollama"] = Field(
-        description="peft: the adapter alone; hf, mlx, gguf: the fused model; ollama: the same with a Modelfile."
+        description="peft: the adapter alone; hf, mlx, gguf: the fused model; ollama: the same with a Modelfile. gguf "
+        "and ollama take llama and qwen2 models."
     )
     out: Path | None = Field(None, description="Folder of the result.  [default: RUN/export/FORMAT]")
     quantize: Literal["4", "8"] | None = Field(None, description="Bits of the weights of an mlx export.  [default: 16]")
@@ -58,7 +59,7 @@ class ShareConfig(Settings):
     data: bool = Field(False, description="Publish the training rows too, where the teacher's terms allow it.")
     public: bool = Field(False, description="Make a new repository public.  [default: private]")
     dry_run: bool = Field(False, description="Show every file and the card, and send nothing. Needs no token.")
-    message: str | None = Field(None, description="Of the commit.")
+    message: str | None = Field(None, description="Commit message.")
 
 
 class PullConfig(Settings):

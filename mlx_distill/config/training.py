@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mlx_distill.settings import ARGUMENT, Settings
 
-#: Words named at each position of a teacher's logits.
+#: Likeliest tokens kept at each position of a teacher's logits.
 DEFAULT_TOP_K = 64
 
 DEFAULT_STUDENT = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -43,7 +43,9 @@ class LogitsConfig(Settings):
 
     data: Path = Field(description="Folder with train.jsonl and, if you have them, valid.jsonl and test.jsonl.")
     teacher: str = Field(description="mlx:MODEL: folder, Hub id, .gguf file, or smollm2-135m; quantized or not.")
-    top_k: int = Field(DEFAULT_TOP_K, gt=0, description="Words named at each position; all others are one more.")
+    top_k: int = Field(
+        DEFAULT_TOP_K, gt=0, description="Likeliest tokens kept at each position; all others are kept as one sum."
+    )
     out: Path | None = Field(None, description="Folder of the logits.  [default: DATA/logits/TEACHER-K]")
     batch_size: int = Field(8, gt=0, description="Rows read at once.")
     max_length: int = Field(2048, gt=1, description="Rows longer than this many tokens are left out.")
@@ -81,7 +83,9 @@ class TrainConfig(Settings):
         "auto", description="Compute each layer twice and keep less in memory: auto where it would not fit otherwise."
     )
     prefix_cache: Literal["auto", "memory", "disk", "off"] = Field(
-        "auto", description="Where to keep what the frozen layers below the adapter give for each row."
+        "auto",
+        description="Where to keep the output of the frozen layers, computed once a row: memory, disk, off, or auto by "
+        "what fits.",
     )
     adapter: Literal["lora", "dora"] = Field("lora", description="Kind of adapter.")
     rank: int = Field(8, gt=0, description="Rank of the LoRA matrices.")
@@ -95,25 +99,46 @@ class TrainConfig(Settings):
         "all", description="Matrices of those layers that get one, by name, such as q_proj,v_proj; or all."
     )
     distill: Literal["off", "forward-kl", "reverse-kl", "jsd"] = Field(
-        "off", description="Learn the teacher's distribution, as  mlx-distill logits  wrote it, by this divergence."
+        "off",
+        description="Learn a teacher's distribution, from --teacher-logits or --teacher-online, by this divergence: "
+        "forward-kl covers all the teacher says, reverse-kl keeps to what it would say, jsd is between.",
     )
-    teacher_logits: Path | None = Field(None, description="Folder that  mlx-distill logits  wrote.")
+    teacher_logits: Path | None = Field(
+        None, description="Folder that  mlx-distill logits  wrote for this --data. Needs --distill."
+    )
     teacher_online: str | None = Field(
-        None, description="mlx:MODEL, asked while training instead of that; both models are then in memory."
+        None,
+        description="mlx:MODEL, asked during training in place of --teacher-logits; teacher and student are then both "
+        "in memory. Needs --distill.",
     )
     on_policy: float = Field(
-        0.0, ge=0, le=1, description="Share of the batches whose answers the student writes and the teacher scores."
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the batches, 0 to 1, in which the student writes the answers and learns what the teacher "
+        "says of them. Needs --teacher-online and --backend mlx; the slowest way.",
     )
     on_policy_tokens: int = Field(256, gt=0, description="Tokens of an answer that the student writes, at most.")
-    on_policy_temperature: float = Field(1.0, gt=0, le=2, description="At which it is sampled.")
-    distill_weight: float = Field(1.0, gt=0, le=1, description="Of the divergence against the cross-entropy.")
-    distill_temperature: float = Field(1.0, gt=0, le=100, description="Softens teacher and student; 1 is off.")
+    on_policy_temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature of those answers.")
+    distill_weight: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the divergence in the loss; the cross-entropy of the text has the rest. 1 learns from "
+        "the teacher's distribution alone, 0.5 from both. Of answers the student writes, only the divergence counts.",
+    )
+    distill_temperature: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="Temperature that teacher and student are both softened by; 1 changes nothing.",
+    )
     distill_beta: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Of jsd: near 0 it leads where the forward KL does, near 1 where the reverse does, and gets as "
-        "small as beta, or 1 - beta, is.",
+        description="Only with jsd: near 0 it behaves as forward-kl, near 1 as reverse-kl. Its size shrinks with beta "
+        "or 1 - beta.",
     )
     optimizer: Literal["adamw", "adam", "lion", "adafactor", "muon"] = Field("adamw", description="Optimizer.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
@@ -141,6 +166,11 @@ class TrainConfig(Settings):
         50, gt=0, description="Optimizer steps between checkpoints; every epoch's end makes one too."
     )
     keep_checkpoints: int = Field(2, gt=0, description="Newest checkpoints to keep.")
+    finish: bool = Field(
+        False,
+        description="End an interrupted or diverged run at its last checkpoint: nothing more is trained, and its best "
+        "adapter so far is the result.",
+    )
     report_to: str | None = Field(
         None, description="Also send the metrics to wandb, tensorboard or trackio; several with commas."
     )
@@ -163,8 +193,10 @@ class RunsConfig(Settings):
     """List training runs side by side."""
 
     folder: Path = Field(Path("adapters"), description="Folder of the runs, or of one.", json_schema_extra=ARGUMENT)
-    sort: Literal["created", "loss", "accuracy", "time"] = Field(
-        "created", description="What comes first: the newest, the lowest loss, the best accuracy, the shortest time."
+    sort: Literal["created", "loss", "divergence", "accuracy", "time"] = Field(
+        "created",
+        description="What comes first: the newest, the lowest loss, the smallest divergence from the teacher, the best "
+        "accuracy, the shortest time.",
     )
 
 

@@ -12,7 +12,7 @@ from mlx_distill.records import Record
 
 #: The pruned model before any training, and a student of text alone; the other names are their own titles.
 UNTRAINED, TEXT = "untrained", "text"
-_TITLES = {UNTRAINED: "nothing yet", TEXT: "the text"}
+_TITLES = {UNTRAINED: "the pruned model, untrained", TEXT: "the text"}
 
 Measure = Literal["loss", "apart"]
 MEASURES: tuple[Measure, Measure] = ("loss", "apart")

@@ -51,7 +51,7 @@ def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_table_has_the_means_and_the_least_and_most_of_the_seeds() -> None:
     lines = list(learned(FOUND | {"reverse KL": []}).table())
     assert lines[4:] == [
-        "| nothing yet | 4.500 | 1.200 |  |",
+        "| the pruned model, untrained | 4.500 | 1.200 |  |",
         "| the text | 4.000 (3.900 to 4.100) | 1.275 (1.250 to 1.300) | 3.00 s |",
         "| JSD | 4.625 | 0.750 | 3.00 s |",
     ]

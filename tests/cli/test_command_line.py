@@ -93,6 +93,11 @@ def test_every_command_has_help_with_examples_and_json(name: str) -> None:
         assert "\n  Examples:\n    mlx-distill " in result.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_no_empty_default(name: str) -> None:
+    assert "[default: ]" not in " ".join(invoke(name, "--help").stdout.split())
+
+
 def example_lines(name: str) -> list[str]:
     epilog = command(name).epilog
     assert epilog is not None

@@ -42,12 +42,19 @@ def test_the_command_tells_what_went_and_what_is_next(tmp_path: Path, tiny_model
 def test_the_command_that_it_names_next_is_one(tmp_path: Path, tiny_model: Path) -> None:
     data, out = make_data(tmp_path / "the data"), tmp_path / "my model"
     result = invoke(tiny_model, "--keep-layers", 3, "--out", out, "--data", data)
-    words = shlex.split(result.stdout.partition("train it:")[2])
-    train = main.get_command(click.Context(main), "train")
+    told = [line.partition("mlx-distill ")[2] for line in result.stdout.splitlines() if "mlx-distill " in line]
+    (name, *words), (other, *more) = map(shlex.split, told)
+    assert (name, other) == ("train", "logits")
+    train, logits = (main.get_command(click.Context(main), one) for one in (name, other))
     assert train is not None
-    assert words[:2] == ["mlx-distill", "train"]
-    context = train.make_context("train", words[2:])
+    assert logits is not None
+    context = train.make_context(name, words)
     assert (context.params["model"], context.params["data"]) == (str(out), str(data))
+    context = logits.make_context(other, more)
+    assert (context.params["teacher"], context.params["data"]) == (f"mlx:{tiny_model}", str(data))
+    # What is then added to the first of the two.
+    added = shlex.split(result.stdout.partition("train it with:")[2])
+    assert train.make_context(name, [*words, *added]).params["distill"] == "forward-kl"
 
 
 def test_mistakes_are_told_in_one_message(tmp_path: Path, tiny_model: Path) -> None:

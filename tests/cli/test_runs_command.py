@@ -85,6 +85,30 @@ def test_one_run_alone_has_its_settings(runs: Path) -> None:
     assert "\nSettings: Model, 10 rows of 1,000 tokens, 3 epochs, rank 16, all layers, learning rate 0.0001.\n" in out
 
 
+def distilled(root: Path, divergence: float, kind: str = "forward-kl", **settings: Any) -> Path:
+    return write(root, first_divergence=1.5, divergence=divergence, config={"distill": kind, **settings})
+
+
+def test_the_nearest_to_the_teacher_comes_first_and_what_has_no_teacher_after(runs: Path) -> None:
+    distilled(runs / "far", 0.75)
+    distilled(runs / "near", 0.0)
+    distilled(runs / "between", 0.5)
+    out = invoke(runs, "--sort", "divergence").stdout
+    lines = [re.split(r"\s{2,}", line) for line in out.splitlines()[:8]]
+    assert [line[0] for line in lines] == ["run", "near", "between", "far", "first", "second", "stopped", "broken"]
+    assert [line[3] for line in lines[:5]] == ["divergence", "1.500 → 0.000", "1.500 → 0.500", "1.500 → 0.750", "–"]
+    assert "divergence" not in invoke(runs / "first").stdout
+
+
+def test_divergences_of_two_kinds_are_not_offered_for_comparison(tmp_path: Path) -> None:
+    warning = "Not all learned by the same divergence"
+    distilled(tmp_path / "one", 0.5, distill_beta=0.1)
+    distilled(tmp_path / "other", 0.75, distill_beta=0.9)
+    assert warning not in invoke(tmp_path).stdout
+    distilled(tmp_path / "jsd", 0.25, "jsd", distill_beta=0.1)
+    assert warning in invoke(tmp_path).stdout
+
+
 def test_losses_on_other_rows_are_not_offered_for_comparison(runs: Path) -> None:
     warning = "do not compare their losses"
     assert warning not in invoke(runs).stdout
@@ -143,7 +167,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, name: str) -> No
 def test_another_order_is_a_mistake() -> None:
     result = invoke("--sort", "name")
     assert result.exit_code == 2
-    assert "--sort = 'name': must be 'created', 'loss', 'accuracy' or 'time'." in result.stderr
+    assert "--sort = 'name': must be 'created', 'loss', 'divergence', 'accuracy' or 'time'." in result.stderr
 
 
 def test_listing_needs_no_engine(runs: Path) -> None:
