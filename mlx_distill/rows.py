@@ -11,6 +11,7 @@ import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,25 @@ _LAYOUTS = 'a row is {"messages": [...]}, {"prompt": ..., "completion": ...} or 
 
 #: A content that no template and no chat has, to see where a template puts it.
 _PLACEHOLDER = "mlx-distill:content"
+
+#: What a template takes for today. The real one would make other tokens of the same row every day, so that a run that
+#: goes on tomorrow would train on other data. Any day will do: this is the one that Llama 3.2's own template falls back
+#: to where it is told none.
+TODAY = datetime(2024, 7, 26)
+
+#: What `strftime` writes for that day, by directive.
+_DATE_PARTS = {
+    f"%{way}": TODAY.strftime(f"%{way}")
+    for way in (*"aAbBcCdDeFgGhHIjmMnpRStTuUVwWxXyYzZf", "-d", "-H", "-I", "-j", "-m", "-M", "-S", "-y")
+}
+
+#: Put before a template, a macro takes the place of the function: transformers hands no functions on to templates. The
+#: line feed at its end belongs to the tag before it.
+_DATED = (
+    "{%- macro strftime_now(format) %}{% for text in format.split('%%') %}{{ '' if loop.first else '%' }}"
+    "{% set ns = namespace(text=text) %}{% for way, value in mlx_distill_date_parts.items() %}"
+    "{% set ns.text = ns.text.replace(way, value) %}{% endfor %}{{ ns.text }}{% endfor %}{% endmacro %}\n"
+)
 
 #: What the code of a template raises on a chat that it was not written for.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError)
@@ -170,9 +190,11 @@ def assistant_spans(chat: ChatRow, tokenizer: Any) -> tuple[str, list[tuple[int,
             cannot be told.
     """
     messages = [as_template_message(m) for m in chat.messages]
+    dated = _dated(tokenizer.get_chat_template(tools=chat.tools))
 
     def render(turns: Sequence[dict[str, Any]], *, prompt: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(turns, tools=chat.tools, tokenize=False, add_generation_prompt=prompt))
+        options = {"tools": chat.tools, "tokenize": False, "add_generation_prompt": prompt, **dated}
+        return str(tokenizer.apply_chat_template(turns, **options))
 
     whole = render(messages)
     spans: list[tuple[int, int]] = []
@@ -191,6 +213,13 @@ def assistant_spans(chat: ChatRow, tokenizer: Any) -> tuple[str, list[tuple[int,
             )
         spans.append((len(before), len(through)))
     return whole, spans
+
+
+def _dated(template: str) -> dict[str, Any]:
+    """What to render a template with, so that a date in it is `TODAY`."""
+    if "strftime_now" not in template:
+        return {}
+    return {"chat_template": _DATED + template, "mlx_distill_date_parts": _DATE_PARTS}
 
 
 def as_template_message(message: Message) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mlx_distill import layout
 from mlx_distill.errors import FolderError, InputError, ModelError
-from mlx_distill.models.resolve import resolve
+from mlx_distill.models.resolve import resolve_again
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import ModelRecord, Record
 from mlx_distill.run_records import FuseCheck, RunRecord
@@ -48,13 +48,16 @@ def read_run(root: Path) -> RunRecord:
     record = layout.read_record(folder.record, RunRecord, hint="Train first:  mlx-distill train --help")
     if record.status != "finished" or not folder.adapter.exists():
         raise InputError(
-            "this run is not finished.", path=root, hint="The same  mlx-distill train  command goes on with it."
+            "this run is not finished.",
+            path=root,
+            hint="The same  mlx-distill train  command goes on with it. With --finish, its best adapter so far is the "
+            "result.",
         )
     return record
 
 
 def resolve_base(root: Path, run: RunRecord, progress: Progress = SILENT) -> ModelRecord:
-    """The model that a run was trained on, fetched if need be.
+    """The model that a run was trained on, fetched if need be; of the Hub, at the commit that it was then.
 
     Args:
         root: Folder of the run.
@@ -63,7 +66,7 @@ def resolve_base(root: Path, run: RunRecord, progress: Progress = SILENT) -> Mod
         ModelError: It cannot be found, or is another than it was.
         ResourceError: It does not fit on the disk.
     """
-    base = resolve(run.model.spec, progress=progress)
+    base = resolve_again(run.model, progress=progress)
     if base.revision != run.model.revision:
         raise ModelError(
             f"{run.model.spec} is not what it was when {root} was trained on it "

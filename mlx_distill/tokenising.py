@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mlx_distill.batches import TokenRow
 from mlx_distill.errors import InputError, ModelError
 from mlx_distill.records import content_hash
-from mlx_distill.rows import RenderedRow, Row, render_row
+from mlx_distill.rows import TODAY, RenderedRow, Row, render_row
 
 #: Characters a batch. The tokenizer takes some 40 bytes for each while it works; two batches are under way at once.
 BATCH_CHARACTERS = 1 << 18
@@ -150,7 +150,7 @@ def _first_from(encoding: Any, place: int, text: str) -> int:
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """A hash of all that decides which tokens a chat or text becomes: vocabulary, rules, template, libraries.
+    """A hash of all that decides which tokens a chat or text becomes: vocabulary, rules, template, date, libraries.
 
     Args:
         tokenizer: Of transformers.
@@ -171,6 +171,7 @@ def tokenizer_identity(tokenizer: Any) -> str:
         {
             "tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(),
             "chat_template": tokenizer.chat_template,
+            "today": TODAY.isoformat(),
             "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             "eos": tokenizer.eos_token_id,
             "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),

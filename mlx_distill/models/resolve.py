@@ -21,7 +21,7 @@ from mlx_distill.models.gguf import cached_folder, convert_gguf
 from mlx_distill.progress import SILENT, Progress
 from mlx_distill.records import ModelRecord
 
-__all__ = ["context_length", "resolve", "resolve_here"]
+__all__ = ["context_length", "resolve", "resolve_again", "resolve_here"]
 
 #: Seconds that the Hub gets to answer for a model that there is another way to.
 _QUICK = 3.0
@@ -77,6 +77,27 @@ def resolve(spec: str, *, progress: Progress = SILENT) -> ModelRecord:
     if (match := hub.HUB_ID.fullmatch(spec)) and path.suffix != ".gguf":
         return _resolve_hub(spec, match["id"], match["revision"], progress)
     raise ModelError(f"There is no model '{spec}': {_tried(path)}.", hint=_near(spec, path))
+
+
+def resolve_again(model: ModelRecord, *, progress: Progress = SILENT) -> ModelRecord:
+    """Find a model that was found before. Of the Hub it is the same commit, whatever its name stands for by now.
+
+    Args:
+        model: As it was recorded.
+
+    Returns:
+        It as it is now; whether it is what it was, its revision tells.
+
+    Raises:
+        ModelError, InputError, ResourceError: As `resolve`.
+    """
+    if model.source != "hub" or model.revision is None:
+        return resolve(model.spec, progress=progress)
+    bundled = BUNDLED.get(model.spec)
+    repo_id = model.spec.partition("@")[0] if bundled is None else bundled.hub_id
+    found = resolve(f"{repo_id}@{model.revision}", progress=progress)
+    # Under the name that it was asked for by.
+    return model.model_copy(update={"path": found.path, "revision": found.revision})
 
 
 def resolve_here(spec: str, *, progress: Progress = SILENT) -> ModelRecord | None:

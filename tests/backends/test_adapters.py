@@ -198,7 +198,7 @@ def gradients_of_weights(model: nn.Module, weights: dict[str, mx.array]) -> dict
 
 
 def test_a_magnitudes_gradient_is_the_slope_of_the_loss(tiny_model: Path) -> None:
-    """By finite differences of the loss itself: 2e-2 apart, as float32 gives a loss to 1e-7."""
+    """By finite differences of the loss itself: 4e-2 apart, as float32 gives a loss to 1e-7."""
     one = trained(tiny_model, adapter="dora", optimizer="adam", grad_clip=None)
     state = one.state()
     name = "adapter.model.layers.3.mlp.down_proj.m"
@@ -209,12 +209,12 @@ def test_a_magnitudes_gradient_is_the_slope_of_the_loss(tiny_model: Path) -> Non
     steepest = np.argsort(-np.abs(found))[:4]
     for at in steepest:
         losses = []
-        for by in (1e-2, -1e-2):
+        for by in (2e-2, -2e-2):
             moved = state.arrays[name].copy()
             moved[at] += np.float32(by)
             one.restore(type(state)({**state.arrays, name: moved}))
             losses.append(one.evaluate(WHOLE).loss)
-        assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(found[at], rel=1e-2)
+        assert (losses[0] - losses[1]) / 4e-2 == pytest.approx(found[at], rel=1e-2)
 
 
 # Accumulation

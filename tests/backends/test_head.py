@@ -25,8 +25,10 @@ def untied(*, bias: bool = False) -> nn.Module:
     return nn.Linear(WIDTH, WORDS, bias=bias)
 
 
-def quantized(make: Callable[[], nn.Module], bits: int, group_size: int = 32) -> Callable[[], nn.Module]:
-    return lambda: make().to_quantized(group_size=group_size, bits=bits)
+def quantized(
+    make: Callable[[], nn.Module], bits: int, group_size: int = 32, mode: str = "affine"
+) -> Callable[[], nn.Module]:
+    return lambda: make().to_quantized(group_size=group_size, bits=bits, mode=mode)
 
 
 MODULES: dict[str, Callable[[], nn.Module]] = {
@@ -38,6 +40,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "untied-4": quantized(untied, 4),
     "untied-8": quantized(untied, 8, 64),
     "biased-4": quantized(lambda: untied(bias=True), 4),
+    "tied-mxfp4": quantized(tied, 4, mode="mxfp4"),
+    "untied-nvfp4": quantized(untied, 4, 16, mode="nvfp4"),
 }
 
 

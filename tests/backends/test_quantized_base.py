@@ -23,6 +23,7 @@ from mlx_distill.fuse import fuse
 from mlx_distill.layout import RunFolder, file_sha256
 from mlx_distill.training.run import train
 from tests.backends.students import random_rows, student
+from tests.fusing import quantize
 from tests.tiny import make_tiny_model
 from tests.training.runs import AtStep, make_data, outcome, settings
 
@@ -192,3 +193,13 @@ def logits(folder: Path, run: Path | None = None) -> NDArray[Any]:
     model, _ = load(str(folder), adapter_path=None if run is None else str(run))
     model.set_dtype(mx.float32)
     return np.array(model(mx.array(ROWS[1].tokens[None])))[0]
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])
+def test_a_base_whose_scales_are_bytes_trains(tmp_path: Path, mode: str) -> None:
+    folder = quantize(make_tiny_model(tmp_path / "base"), 4, mode=mode)
+    one = student(folder)
+    before = over(one)
+    for _ in range(8):
+        one.step([WHOLE], 2e-2)
+    assert over(one).loss < before.loss * 0.9

@@ -162,6 +162,7 @@ def test_a_gpu_learns_the_same(model: Path, name: str) -> None:
     assert theirs.measure(WHOLE, checkpointing=True) > 0
 
 
+@pytest.mark.slow
 def test_smollm2_learns_the_same(smollm2: Path) -> None:
     ours, theirs = student(smollm2, layers=2), reference(smollm2, layers=2)
     generator = np.random.default_rng(5)

@@ -18,6 +18,7 @@ from mlx_distill.backends.mlx.passes import Passes
 from mlx_distill.batches import TokenRow, make_batch
 from mlx_distill.config import TrainConfig
 from tests.tiny import Architecture, make_tiny_model
+from tests.training.faults import SmallDisk
 
 LENGTHS = [7, BLOCK, BLOCK + 1, 2 * BLOCK + 37]
 
@@ -129,6 +130,24 @@ def test_a_store_gives_back_what_it_was_given_and_keeps_to_its_room(tmp_path: Pa
             assert kept is not None and kept.dtype == dtype and mx.array_equal(kept, value)
         assert store.get(bytes([2])) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_gets_all_back_and_nothing_more_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [mx.random.normal((n, 5)) for n in (3, 1, 8, 1)]
+    mx.eval(values)
+    disk = SmallDisk(monkeypatch, values[0].nbytes + values[1].nbytes + 7)
+    store = OnDisk(1 << 20, tmp_path)
+    for at, value in enumerate(values[:2]):
+        store.keep(bytes([at]), value)
+    held = store.get(b"\0")
+    assert held is not None
+    for at, value in enumerate(values[2:], start=2):
+        store.keep(bytes([at]), value)
+    assert [store.get(bytes([at])) for at in range(4)] == [None] * 4
+    assert (disk.held(), disk.refused) == (0, 1)
+    assert mx.array_equal(held, values[0])
 
 
 def test_a_layer_that_does_something_else_is_no_block(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlx_distill.backends.memory import MEMORY_SHARE, machine_bytes, resident_bytes, resident_peak_bytes
 from mlx_distill.backends.mlx import allocator, blas
-from mlx_distill.errors import ResourceError
+from mlx_distill.errors import MlxDistillError, ResourceError
 
 #: Share of the GPU's recommended working set that MLX may keep wired, so that weights are not paged out.
 _WIRED_SHARE = 0.9
@@ -70,10 +70,13 @@ def explained_allocation(advice: str) -> Iterator[None]:
     """Turn a failed allocation into a ResourceError with this advice.
 
     MLX raises a RuntimeError that only its text tells apart: "[malloc] Unable to allocate", "[metal::malloc] Attempting
-    to allocate", and Metal's "Insufficient Memory" for a command buffer.
+    to allocate", Metal's "Insufficient Memory" for a command buffer, and CUDA's "out of memory".
     """
     try:
         yield
+    except MlxDistillError:
+        # Explained already, perhaps further in.
+        raise
     except MemoryError as error:
         raise ResourceError("The machine is out of memory.", hint=advice) from error
     except RuntimeError as error:
@@ -86,7 +89,9 @@ def explained_allocation(advice: str) -> Iterator[None]:
 def total_memory_bytes() -> int:
     """Memory that MLX's default device can use: the machine's, which on a Mac the GPU shares."""
     if on_gpu() and not mx.metal.is_available():
-        return int(mx.device_info()["memory_size"])
+        info = mx.device_info()
+        # CUDA's name for it, and Metal's.
+        return int(info.get("total_memory") or info.get("memory_size") or machine_bytes())
     return machine_bytes()
 
 

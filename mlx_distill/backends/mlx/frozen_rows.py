@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -61,7 +62,8 @@ class OnDisk:
     the system keeps what it has room for all the same.
 
     Args:
-        room: Bytes that they may take. A disk that fills before ends the keeping, not the training.
+        room: Bytes that they may take. A disk that fills before ends the keeping, not the training: what was kept is
+            given back, as a checkpoint needs the space more.
         folder: On the disk to use.
     """
 
@@ -103,11 +105,17 @@ class OnDisk:
             while at < len(content):
                 at += self._file.write(content[at:])
         except OSError:
-            self._room = 0
+            self._give_up()
             return
         self._kept[key] = (self._end, tuple(value.shape), value.dtype)
         self._end += value.nbytes
         self._room -= value.nbytes
+
+    def _give_up(self) -> None:
+        self._room = 0
+        self._kept.clear()
+        with suppress(OSError):
+            self._file.truncate(0)
 
 
 #: Integers as wide as a type, since numpy knows no bfloat16.

@@ -1,8 +1,10 @@
 """The head and the cross-entropy as one, in chunks of positions: the logits of a batch never exist as a whole.
 
 Under LoRA the head is frozen, so the only gradient that leaves it is that of the hidden state, and it can be made in
-the same pass as the loss: with e = exp(logits − max) and s = Σe it is (e @ W) / s − W[target]. A chunk's logits are
-gone before the next chunk's are made. Only positions that carry loss are computed at all.
+the same pass as the loss: with e = exp(logits − max), s = Σe and r = Σe over all words but the target, it is
+(e @ W over these − r·W[target]) / s. The target is left out of the product, which in half precision rounds: of
+(e @ W) / s − W[target], where the target is nearly certain, little but that rounding would be left. A chunk's logits
+are gone before the next chunk's are made. Only positions that carry loss are computed at all.
 
 The idea of computing the gradient in the forward pass is that of Liger Kernel's fused linear cross-entropy
 (Hsu et al., 2024, arXiv:2410.10989); this is an implementation on MLX's own operations.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,6 +25,9 @@ from mlx_distill.backends.mlx.projection import times_weight
 
 #: Positions whose logits exist at once. At 150,000 words of vocabulary a chunk is 150 MB in float32.
 CHUNK = 256
+
+#: Least weight that a row is scaled by.
+_LEAST = 1e-30
 
 #: How many roundings apart the logits of head and model may lie and still be the same sums.
 _ROUNDINGS = 16
@@ -52,8 +58,15 @@ class Head:
         return out.astype(mx.float32)
 
     def back(self, weights: mx.array) -> mx.array:
-        """(N, V) @ W → (N, D): from the vocabulary back to the hidden state, in float32."""
-        return times_weight(self.module, weights).astype(mx.float32)
+        """(N, V) @ W → (N, D): from the vocabulary back to the hidden state, in float32.
+
+        The product is computed in the head's own type, to which the weights are rounded. As float16 ends at 65,504 and
+        6e-8, a row's largest weight is made 1 before and put back afterwards.
+        """
+        if self.dtype != mx.float16:
+            return times_weight(self.module, weights).astype(mx.float32)
+        largest = mx.maximum(mx.abs(weights).max(axis=-1, keepdims=True), _LEAST)
+        return times_weight(self.module, weights / largest).astype(mx.float32) * largest
 
     def rows(self, targets: mx.array) -> mx.array:
         """(N,) → (N, D): the head's weights of these words, in float32."""
@@ -75,15 +88,36 @@ class Head:
 Losses = tuple[mx.array, mx.array]
 
 
-def _chunk_loss(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Loss sum, right predictions, e = exp(logits − max) and Σe of a chunk of (n, V) logits."""
+class _Chunk(NamedTuple):
+    """What is made of (n, V) logits, with e = exp(logits − max).
+
+    Attributes:
+        loss: Summed.
+        correct: Right predictions.
+        others: e, but 0 at the target, (n, V).
+        their_sum: Of the others, (n, 1): the target's share is not in it, so that it has all its digits where they are
+            few.
+        sum: Of all, (n, 1).
+    """
+
+    loss: mx.array
+    correct: mx.array
+    others: mx.array
+    their_sum: mx.array
+    sum: mx.array
+
+
+def _look_at(logits: mx.array, targets: mx.array) -> _Chunk:
+    words = targets[:, None]
     top = logits.max(axis=-1, keepdims=True)
-    at_target = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    e = mx.exp(logits - top)
-    s = e.sum(axis=-1, keepdims=True)
-    loss = (mx.log(s) + top - at_target).sum()
+    at_target = mx.take_along_axis(logits, words, axis=-1)
+    # Written to where e stands, as nothing else looks at it.
+    others = mx.put_along_axis(mx.exp(logits - top), words, mx.array(0.0), axis=-1)
+    their_sum = others.sum(axis=-1, keepdims=True)
+    whole = their_sum + mx.exp(at_target - top)
+    loss = (mx.log(whole) + top - at_target).sum()
     correct = (mx.argmax(logits, axis=-1) == targets).sum()
-    return loss, correct, e, s
+    return _Chunk(loss, correct, others, their_sum, whole)
 
 
 def fused_loss(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int = CHUNK) -> Losses:
@@ -108,11 +142,12 @@ def fused_loss(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int = 
             if done:
                 part = mx.depends([part], done)[0]
             wanted = targets[at : at + chunk]
-            loss, correct, e, s = _chunk_loss(head.logits(part), wanted)
-            grad = (head.back(e) / s - head.rows(wanted)).astype(h.dtype)
-            done = [loss, grad]
-            losses.append(loss)
-            corrects.append(correct)
+            found = _look_at(head.logits(part), wanted)
+            grad = (head.back(found.others) - found.their_sum * head.rows(wanted)) / found.sum
+            grad = grad.astype(h.dtype)
+            done = [found.loss, grad]
+            losses.append(found.loss)
+            corrects.append(found.correct)
             grads.append(grad)
         return sum(losses, mx.array(0.0)), sum(corrects, mx.array(0)).astype(mx.float32), mx.concatenate(grads)
 
@@ -147,12 +182,14 @@ def eager_loss(
         wanted = targets[at : at + chunk]
         logits = head.logits(hidden[at : at + chunk])
         rows, indices = rows_of(logits), np.asarray(wanted)
-        at_targets = rows[np.arange(len(indices)), indices]
+        lines = np.arange(len(indices))
+        at_targets = rows[lines, indices]
         correct += int((rows.argmax(axis=-1) == indices).sum())
         tops, sums = exponentials(rows)
         loss += float((np.log(sums) + tops - at_targets[:, None]).sum(dtype=np.float64))
         if with_gradient:
-            gradients.append(head.back(logits) / mx.array(sums) - head.rows(wanted))
+            rows[lines, indices] -= sums[:, 0]
+            gradients.append(head.back(logits) / mx.array(sums))
             mx.eval(gradients[-1])
     return loss, correct, mx.concatenate(gradients) if gradients else None
 
@@ -162,8 +199,8 @@ def evaluate_loss(head: Head, hidden: mx.array, targets: mx.array, *, chunk: int
     loss, correct = mx.array(0.0), mx.array(0.0)
     for at in range(0, hidden.shape[0], chunk):
         logits = head.logits(hidden[at : at + chunk])
-        part_loss, part_correct, _, _ = _chunk_loss(logits, targets[at : at + chunk])
-        loss, correct = loss + part_loss, correct + part_correct
+        found = _look_at(logits, targets[at : at + chunk])
+        loss, correct = loss + found.loss, correct + found.correct
         mx.eval(loss, correct)
     return loss, correct
 

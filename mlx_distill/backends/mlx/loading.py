@@ -20,9 +20,9 @@ from mlx_distill.backends.adapters import (
     num_adapter_layers,
     require_rank,
 )
-from mlx_distill.backends.mlx.device import on_gpu
+from mlx_distill.backends.mlx.device import explained_allocation, on_gpu
 from mlx_distill.config import TrainConfig
-from mlx_distill.errors import ConfigError, ModelError
+from mlx_distill.errors import ConfigError, ModelError, ResourceError
 from mlx_distill.models.folder import rotary_settings
 
 #: Leaves of a module that an adapter trains: the two factors of LoRA, and DoRA's magnitude.
@@ -38,6 +38,8 @@ _MATRICES = (
     nn.QuantizedEmbedding,
 )
 
+_ADVICE = "Close other programs, or choose a smaller model or a 4-bit copy of this one."
+
 #: By name.
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -50,9 +52,13 @@ def load_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the files are damaged.
+        ResourceError: The machine is out of memory.
     """
     try:
-        model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
+        with explained_allocation(_ADVICE):
+            model, config = load_model(folder, lazy=True, model_config=rotary_settings(folder))
+    except ResourceError:
+        raise
     except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: mlx-lm could not load this model: {error}",
@@ -74,13 +80,15 @@ def load_frozen(folder: Path, *, dtype: str) -> tuple[nn.Module, dict[str, Any]]
 
     Raises:
         ModelError: mlx-lm does not know the architecture, or the files are damaged.
+        ResourceError: The machine is out of memory.
     """
     model, config = load_lazily(folder)
     wanted = DTYPES.get(dtype) or (None if on_gpu() else mx.float32)
     if wanted is not None:
         model.set_dtype(wanted)
     model.freeze()
-    mx.eval(model.parameters())
+    with explained_allocation(_ADVICE):
+        mx.eval(model.parameters())
     return model, config
 
 
@@ -158,11 +166,15 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
     Raises:
         ModelError: The adapter is missing, damaged, or was made for another model.
+        ResourceError: The machine is out of memory.
     """
     from mlx_lm.tuner.utils import load_adapters
 
     try:
-        load_adapters(model, str(folder))
+        with explained_allocation(_ADVICE):
+            load_adapters(model, str(folder))
+    except ResourceError:
+        raise
     except (FileNotFoundError, json.JSONDecodeError, AttributeError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: this adapter does not load onto the model: {error}",

@@ -9,7 +9,7 @@ Each way is taken only where it gives what the whole model gives, which is found
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -197,20 +197,38 @@ def _twice_computed(model: nn.Module) -> Iterator[None]:
 
 
 class _Twice:
-    """Stands for a layer, under `mx.checkpoint`."""
+    """Stands for a layer, under `mx.checkpoint`.
+
+    On the way back that calls the layer again, and dropout by itself would draw other masks. So both calls draw from
+    the random state that the first one found; outside, the state goes on as if there had been that one alone.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = layer
-
-        def compute(parameters: Any, *inputs: Any, **options: Any) -> Any:
-            # As arguments, so that their gradients are computed, too.
-            layer.update(parameters)
-            return layer(*inputs, **options)
-
-        self._compute: Callable[..., Any] = mx.checkpoint(compute)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._layer, name)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self._compute(self._layer.trainable_parameters(), *inputs, **options)
+        begun = ended = _random_state()
+
+        def compute(parameters: Any, *inputs: Any, **options: Any) -> Any:
+            nonlocal ended
+            outside = _random_state()
+            mx.random.seed(begun)
+            # As arguments, so that their gradients are computed, too.
+            self._layer.update(parameters)
+            out = self._layer(*inputs, **options)
+            ended = _random_state()
+            mx.random.seed(outside)
+            return out
+
+        out = mx.checkpoint(compute)(self._layer.trainable_parameters(), *inputs, **options)
+        mx.random.seed(ended)
+        return out
+
+
+def _random_state() -> int:
+    """MLX's random state, as the seed that brings it about."""
+    high, low = np.array(mx.random.state[0]).tolist()
+    return int(high) << 32 | int(low)

@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.tuner.lora import LoRALinear
 
+from mlx_distill.backends.mlx.device import on_gpu
+
 #: By the name of a parameter.
 Gradients = dict[str, mx.array]
 
@@ -20,8 +22,11 @@ Gradients = dict[str, mx.array]
 def times_weight(module: nn.Module, rows: mx.array) -> mx.array:
     """(N, out) @ W → (N, in): back through a linear layer or an embedding used as one, plain or quantized."""
     if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        own = module.scales.dtype
+        # On a GPU the type of the scales is fast, where they have one: of mxfp4 and its like they are bytes. A CPU sums
+        # in the type of the rows, so that half precision would lose what is wanted.
         return mx.quantized_matmul(
-            rows.astype(module.scales.dtype),
+            rows.astype(own) if on_gpu() and mx.issubdtype(own, mx.floating) else rows,
             module.weight,
             scales=module.scales,
             biases=module.biases,

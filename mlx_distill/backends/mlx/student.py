@@ -18,6 +18,7 @@ from mlx_distill import layout
 from mlx_distill.backends.adapters import write_adapter_config
 from mlx_distill.backends.base import Memory, State, StepStats, total
 from mlx_distill.backends.mlx import device, writing
+from mlx_distill.backends.mlx.drawing import Sampling
 from mlx_distill.backends.mlx.frozen_rows import InMemory, OnDisk
 from mlx_distill.backends.mlx.group import Group
 from mlx_distill.backends.mlx.head import find_head
@@ -52,14 +53,16 @@ class MlxStudent:
         self._config = config
         self._group = group
         self._end_tokens = end_tokens(folder)
-        self._model, _ = load_frozen(folder, dtype=config.dtype)
-        parts = find_head(self._model)
-        self._adapter_config = attach_adapter(self._model, config)
-        trained = self._adapter_config["num_layers"]
-        self._passes = Passes(
-            self._model, parts, trained=trained, max_length=config.max_length, objective=Objective.of(config)
-        )
-        self._optimizer = AdapterOptimizer(config, self._model)
+        # An answer of the student's own comes on top of a row's prompt.
+        longest = config.max_length + (config.on_policy_tokens if config.on_policy else 0)
+        with self._allocations():
+            self._model, _ = load_frozen(folder, dtype=config.dtype)
+            parts = find_head(self._model)
+            self._adapter_config = attach_adapter(self._model, config)
+            layers = self._adapter_config["num_layers"]
+            objective = Objective.of(config)
+            self._passes = Passes(self._model, parts, trained=layers, max_length=longest, objective=objective)
+            self._optimizer = AdapterOptimizer(config, self._model)
         self._seed()
 
         self.trainable_parameters = sum(v.size for _, v in tree_flatten(self._model.trainable_parameters()))
@@ -105,11 +108,14 @@ class MlxStudent:
 
     def step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
         """See `Student.step`."""
+        with self._allocations():
+            return self._step(micro_batches, learning_rate)
+
+    def _step(self, micro_batches: Sequence[Batch], learning_rate: float) -> StepStats:
         stats = StepStats(0.0, 0, 0, 0)
         gradients: Gradients = {}
         for batch in micro_batches:
-            with self._allocations():
-                found, more = self._passes.loss_and_gradients(batch)
+            found, more = self._passes.loss_and_gradients(batch)
             stats += _stats(found, batch)
             gradients = {name: gradients[name] + value for name, value in more.items()} if gradients else more
             mx.eval(gradients)
@@ -132,13 +138,24 @@ class MlxStudent:
         return _stats(found, batch)
 
     def write(
-        self, prompts: Sequence[NDArray[np.int32]], keys: Sequence[int], *, max_tokens: int, temperature: float
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        keys: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        words: int,
     ) -> list[NDArray[np.int32]]:
         """See `Student.write`."""
         with device.explained_allocation(_WRITING_ADVICE):
-            return writing.write(
-                self._model, prompts, keys, ends=self._end_tokens, max_tokens=max_tokens, temperature=temperature
+            written = writing.write(
+                self._model,
+                [prompt.tolist() for prompt in prompts],
+                [Sampling(temperature, key, words) for key in keys],
+                ends=self._end_tokens,
+                max_tokens=max_tokens,
             )
+        return [np.array(answer, np.int32) for answer in written]
 
     def measure_writing(self, rows: int, prompt: int, answer: int) -> int:
         """See `Student.measure_writing`."""
@@ -202,8 +219,8 @@ class MlxStudent:
 
     def _allocations(self) -> AbstractContextManager[None]:
         return device.explained_allocation(
-            "The last checkpoint stands. Go on with a --memory-limit below what was in use, or --micro-batch-size 1; "
-            "a shorter --max-length or a 4-bit base model saves more."
+            "The last checkpoint, where there is one, stands. Go on with a --memory-limit below what was in use, or "
+            "--micro-batch-size 1; a shorter --max-length or a 4-bit base model saves more."
         )
 
     def _adapter(self) -> dict[str, mx.array]:
