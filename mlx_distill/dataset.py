@@ -23,6 +23,9 @@ from mlx_distill.run_records import SplitSummary
 from mlx_distill.token_cache import TokenCache, TokenisedFile
 from mlx_distill.token_store import StoredRows
 
+#: Rows left out that are named; the others are counted.
+_MOST_NAMED = 10
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -127,6 +130,14 @@ def _select(path: Path, file: TokenisedFile, max_length: int) -> TokenSplit:
     )
 
 
+def _left_out(split: TokenSplit) -> str:
+    named = [f"line {row.line} ({row.reason})" for row in split.skipped[:_MOST_NAMED]]
+    if more := len(split.skipped) - len(named):
+        named.append(f"{more:,} more")
+    listed = ", ".join(named[:-1]) + (" and " if named[:-1] else "") + named[-1]
+    return f"{split.path}: {len(split.skipped)} of {len(split.rows) + len(split.skipped)} rows left out: {listed}."
+
+
 def require_train_split(folder: Path) -> None:
     """Refuse a folder without a `train.jsonl`, before anything dear is done.
 
@@ -157,11 +168,7 @@ def load_splits(folder: Path, tokenizer: Any, *, max_length: int, progress: Prog
         if name == "train" or (path.exists() and path.stat().st_size > 0):
             split = _select(path, cache.load(path), max_length)
             if split.skipped:
-                first = split.skipped[0]
-                progress.say(
-                    f"{path}: {len(split.skipped)} of {len(split.rows) + len(split.skipped)} rows left out; "
-                    f"the first is line {first.line}: {first.reason}."
-                )
+                progress.say(_left_out(split))
             if split.rows:
                 splits[name] = split
     cache.trim()

@@ -122,7 +122,7 @@ def _derive(tree: dict[str, Any], *, where: str) -> set[str]:
     for section in Recipe.model_fields:
         if section != "name" and not isinstance(tree.setdefault(section, {}), dict):
             raise ConfigError(f"{where}: {section} must be a section: [{section}]")
-    derived = set()
+    derived: set[str] = set()
 
     def lookup(key: str) -> Any:
         at: Any = tree

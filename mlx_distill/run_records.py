@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from mlx_distill.records import Manifest, ModelRecord, Record, Split
+from mlx_distill.manifest import Manifest
+from mlx_distill.records import ModelRecord, Record, Split
 
 MetricKind = Literal["step", "train", "valid", "test"]
 
@@ -165,9 +166,12 @@ class RunRecord(Record):
         config: The training configuration as used.
         processes: That shared each batch.
         epochs: Whole ones done.
-        stopped_early: Whether it ended before its last step, as the validation loss no longer fell.
+        stopped_early: Whether it ended before its last step, as what was minimised no longer fell on validation rows.
+        cut_short: The same, as `--finish` asked for it.
         best_step: Optimizer steps taken by the adapter that `adapters.safetensors` holds.
         distilled_from: The teacher whose distribution was learned; None where text alone was.
+        teacher_sha256: Hash of all that decides what it says.
+        teacher_licence: As its files state it.
         first_divergence: Mean divergence from it in nats a token over the validation rows, before the first step.
         divergence: The same with the adapter of `best_step`.
         fusing: How the model that was last fused from it was checked; None before.
@@ -190,6 +194,7 @@ class RunRecord(Record):
     epochs: int = 0
     steps: int = 0
     stopped_early: bool = False
+    cut_short: bool = False
     best_step: int | None = None
     first_valid_loss: float | None = None
     train_loss: float | None = None
@@ -197,6 +202,8 @@ class RunRecord(Record):
     test_loss: float | None = None
     token_accuracy: float | None = None
     distilled_from: str | None = None
+    teacher_sha256: str | None = None
+    teacher_licence: str | None = None
     first_divergence: float | None = None
     divergence: float | None = None
     tokens_per_second: float | None = None

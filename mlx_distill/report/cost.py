@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mlx_distill.averages import Averages, averages_of_answers, averages_of_run
-from mlx_distill.pricing import PRICES_DATED, Price, listed_prices, price_of
+from mlx_distill.pricing import FREE, PRICES_DATED, Price, listed_prices, price_of
 from mlx_distill.report.evidence import Evidence
 
 SCALES = (104, 10_000, 1_000_000, 16_000_000)
@@ -80,13 +80,15 @@ def cost_scaling(evidence: Evidence) -> CostScaling | None:
     manifest = evidence.manifest
     teacher = manifest.teacher if manifest else evidence.teacher
     priced = f"at prices of {PRICES_DATED}; the Batch API costs half"
-    price = price_of(teacher) if teacher and not teacher.startswith("recorded:") else None
-    if teacher and price is not None:
+    price = price_of(teacher) if teacher else None
+    if teacher and price not in (None, FREE):
         own = {teacher.partition(":")[2]: price}
         scaling = scaling_of(averages, own, f"Projected: all other numbers, {priced}.")
     else:
-        recorded = teacher is not None and teacher.startswith("recorded:")
-        why = "is recorded and cost nothing" if recorded else "has no listed price"
+        why = "has no listed price"
+        if price == FREE:
+            recorded = teacher is not None and teacher.startswith("recorded:")
+            why = "is recorded and cost nothing" if recorded else "answers on a machine of its user's, for no price"
         longer = f"Projected: the teacher {why}; answers this long from listed models, {priced}."
         scaling = scaling_of(averages, listed_prices(), longer)
     if manifest and manifest.cost_usd > 0:

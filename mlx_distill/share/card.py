@@ -195,9 +195,7 @@ def _drops(manifest: Manifest) -> str:
 
 def _training(run: RunRecord) -> Iterable[str]:
     told = (*_SETTINGS, *(_DISTILLING if run.distilled_from else ()))
-    yield _table(
-        ("Setting", "Value"), ((key, f"`{_cell(str(run.config[key]))}`") for key in told if key in run.config)
-    )
+    yield _table(("Setting", "Value"), ((key, f"`{_cell(str(run.config[key]))}`") for key in told if key in run.config))
     facts = [f"{run.trainable_parameters:,} parameters were trained"]
     if run.seconds is not None:
         facts.append(f"in {_duration(run.seconds)}")
@@ -205,7 +203,7 @@ def _training(run: RunRecord) -> Iterable[str]:
         facts.append(f"with {run.peak_memory_bytes / 1e9:.2f} GB of memory at most")
     if run.tokens_per_second:
         facts.append(f"at {run.tokens_per_second:,.0f} tokens a second")
-    ended = " It was stopped early, as the validation loss no longer fell." if run.stopped_early else ""
+    ended = " It was stopped early: what was minimised no longer fell." if run.stopped_early else ""
     best = f" The adapter is that of step {run.best_step} of {run.steps}." if run.best_step is not None else ""
     yield f"{' '.join(facts)}; energy was not measured.{ended}{best}"
 

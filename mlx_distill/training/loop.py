@@ -76,14 +76,25 @@ class Loop:
         self.cursor = Cursor()
         self._started = time.perf_counter()
 
-    def resume(self) -> bool:
-        """Go on from the newest whole checkpoint, if there is one."""
+    def resume(self, saved_every: int | None = None) -> bool:
+        """Go on from the newest whole checkpoint, if there is one; the best adapter is then again what it was there.
+
+        Args:
+            saved_every: Steps between the checkpoints that were saved so far, where that is not the configuration's.
+
+        Raises:
+            TrainingError: What was saved is lost, or nothing was that could be finished with. All is as it was.
+            ResourceError: A file cannot be written.
+        """
         found = checkpoints.newest(self._folder.checkpoints, self._progress)
         if found is None:
+            every = self._config.checkpoint_every if saved_every is None else saved_every
+            first_due = min(every, self.steps_per_epoch)
+            checkpoints.require_none_needed(self._folder, first_due, finish=self._config.finish)
             self._folder.metrics.unlink(missing_ok=True)
             return False
         self.cursor, state = found
-        self._student.restore(state)
+        self._student.restore(checkpoints.put_back_adapter(state, self._folder))
         rows = layout.read_rows(self._folder.metrics, MetricRow)[: self.cursor.metric_rows]
         layout.write_text(self._folder.metrics, "".join(row.to_json() + "\n" for row in rows))
         for row in rows:
@@ -97,7 +108,7 @@ class Loop:
         return patience is not None and self.cursor.stale >= patience and self.cursor.step < self.total_steps
 
     def run(self) -> Cursor:
-        """Train to the end, or until the patience is; the best adapter is then in the run's folder.
+        """Train to the end, or until the patience is, or no more; the best adapter is then in the run's folder.
 
         Raises:
             TrainingError: The loss or gradient is not finite, or training diverges. The best adapter so far stands.
@@ -105,6 +116,8 @@ class Loop:
             KeyboardInterrupt: The user stopped it; a checkpoint was saved first.
         """
         self._started = time.perf_counter() - self.cursor.seconds
+        if self._config.finish:
+            return self._finish()
         with (
             deferred(self._progress) as interrupts,
             self._progress.task("Training", total=self.total_steps, unit="steps") as bar,
@@ -120,29 +133,52 @@ class Loop:
         config = self._config
         plan = plan_epoch(self._train.lengths, config.batch_size, seed=config.seed, epoch=self.cursor.epoch)
         # An interruption saves its checkpoint before the validation that is due after the same step.
-        self._validate_within_epoch(bar)
+        if self._validate_within_epoch(bar):
+            self._save()
         while self.cursor.batch < len(plan) and not self.stopped_early:
             self._step(plan[self.cursor.batch], bar)
             if any_of(self._peers, interrupts.asked):
                 self._save()
                 raise KeyboardInterrupt
-            self._validate_within_epoch(bar)
+            best = self._validate_within_epoch(bar)
             within = self.cursor.batch < len(plan) and not self.stopped_early
-            if within and self.cursor.step % config.checkpoint_every == 0:
+            # A new best is saved at once: what follows may go wrong, and then it is what there is.
+            if within and (best or self.cursor.step % config.checkpoint_every == 0):
                 self._save()
-        of_rows, own = self.cursor.epoch_sums.stats(), self.cursor.own_sums.stats()
-        # Tokens that the student wrote say nothing of the rows; of an epoch of such steps alone they are all there is.
-        all_own = own.target_tokens > 0 and of_rows.target_tokens == 0
-        sums = own if all_own else of_rows
-        self._move(epoch_sums=Sums(), own_sums=Sums(), train_loss=sums.loss)
-        if whole := self.cursor.batch == len(plan):
-            self._move(epoch=self.cursor.epoch + 1, batch=0)
-        self._write_metric("train", sums, own=all_own)
+        whole = self.cursor.batch == len(plan)
+        self._sum_up()
         if whole:
             self._validate(bar)
         self._save()
         if any_of(self._peers, interrupts.asked):
             raise KeyboardInterrupt
+
+    def _sum_up(self) -> None:
+        """End an epoch, whole or not, with its training loss."""
+        of_rows, own = self.cursor.epoch_sums.stats(), self.cursor.own_sums.stats()
+        # Tokens that the student wrote say nothing of the rows; of an epoch of such steps alone they are all there is.
+        all_own = own.target_tokens > 0 and of_rows.target_tokens == 0
+        sums = own if all_own else of_rows
+        self._move(epoch_sums=Sums(), own_sums=Sums(), train_loss=sums.loss)
+        if self.cursor.batch == self.steps_per_epoch:
+            self._move(epoch=self.cursor.epoch + 1, batch=0)
+        self._write_metric("train", sums, own=all_own)
+
+    def _finish(self) -> Cursor:
+        """End the run where its checkpoint stands: that is validated, if it was not, and nothing more is trained."""
+        cursor, whole = self.cursor, self.cursor.batch == self.steps_per_epoch
+        if "valid" not in self._splits and not whole and not cursor.best_step:
+            raise TrainingError(
+                f"No adapter is kept yet at step {cursor.step}: with nothing to validate on, the first is that of the "
+                "first epoch's end.",
+                hint="Leave --finish out, to train on.",
+            )
+        if cursor.epoch_sums.target_tokens or cursor.own_sums.target_tokens:
+            self._sum_up()
+        if whole or ("valid" in self._splits and cursor.validated_step != cursor.step):
+            with self._progress.task("Validating") as bar:
+                self._validate(bar)
+        return self.cursor
 
     def _step(self, rows: Sequence[int], bar: Bar) -> None:
         rate = learning_rate(self._config, self.cursor.step, self.total_steps)
@@ -166,8 +202,7 @@ class Loop:
             training_seconds=cursor.training_seconds + seconds,
         )
         self._write_metric("step", stats, rate, times)
-        if times is None:
-            self._watch(stats, rows)
+        self._watch(NO_TOKENS if times else stats, rows)
         bar.advance(
             1,
             epoch=f"{self.cursor.epoch + 1}/{self._config.epochs}",
@@ -189,7 +224,9 @@ class Loop:
         rows = self._share(batch)
         started = time.perf_counter()
         sizes = partial(rows_at_once, self._plan), partial(answers_at_once, self._plan)
-        own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, *sizes)
+        assert self._teaching is not None
+        known = self._teaching.words
+        own = own_batches(self._student, self._train.rows, rows, self._config, self.cursor.step, known, *sizes)
         written = time.perf_counter()
         taught = [self._taught("train", found) for found in own]
         return taught, OwnTimes(round(written - started, 3), round(time.perf_counter() - written, 3))
@@ -199,40 +236,56 @@ class Loop:
         return batch if self._teaching is None else self._teaching.with_teacher(split, batch)
 
     def _watch(self, stats: StepStats, rows: Sequence[int]) -> None:
-        """End a run that diverges; see `divergence`."""
+        """End a run that diverges; see `divergence`.
+
+        Args:
+            stats: Of the step, where it was on the data's answers: those on the student's own have no like.
+        """
         cursor = self.cursor
-        lowest = stats.loss if cursor.lowest_loss is None else cursor.lowest_loss
-        if cursor.step == 1:
-            lowest = min(lowest, stats.loss)
         window = cursor.window.stats() + stats
+        lowest = cursor.lowest_loss
+        if stats.target_tokens and (lowest is None or cursor.step == 1):
+            lowest = min(self._score(stats), self._score(stats) if lowest is None else lowest)
         self._move(window=Sums.of(window), lowest_loss=lowest)
         ends = cursor.batch == self.steps_per_epoch and "valid" not in self._splits
-        if cursor.step % WINDOW and not ends:
+        if (cursor.step % WINDOW and not ends) or not window.target_tokens or lowest is None:
             return
-        self._move(window=Sums(), lowest_loss=min(lowest, window.loss))
-        if not far_above(window.loss, lowest):
+        found = self._score(window)
+        self._move(window=Sums(), lowest_loss=min(lowest, found))
+        if not far_above(found, lowest):
             return
         batches = self._micro_batches(rows)
-        now = self._over(batches).loss
+        now = self._score(self._over(batches))
         state = self._student.state()
         self._student.load_adapter(self._folder.root)
-        kept = self._over(batches).loss
+        kept = self._score(self._over(batches))
         self._student.restore(state)
         if far_above(now, kept):
             raise TrainingError(
-                f"Training diverges: the loss was {lowest:.2f} at its lowest and is {window.loss:.2f} over the last "
+                f"Training diverges: the loss was {lowest:.2f} at its lowest and is {found:.2f} over the last "
                 f"steps. On the rows of step {cursor.step} it is {now:.2f}, and {kept:.2f} with the adapter of step "
                 f"{cursor.best_step}, which stands in {self._folder.root}.",
-                hint="Lower --learning-rate or --scale into a new --run.",
+                hint=self._advice("Lower --learning-rate or --scale into a new --run"),
             )
 
-    def _validate_within_epoch(self, bar: Bar) -> None:
-        """Validate where `validate_every` asks for it, but for an epoch's end, which validates anyway."""
+    def _advice(self, first: str) -> str:
+        """What to do now; or to take what was learned so far, which is in a checkpoint if it is of any step at all."""
+        best = self.cursor.best_step
+        return f"{first}; or take the adapter of step {best}: the same command with --finish" if best else f"{first}."
+
+    def _validate_within_epoch(self, bar: Bar) -> bool:
+        """Validate where `validate_every` asks for it, but for an epoch's end, which validates anyway.
+
+        Returns:
+            Whether a new best adapter was found.
+        """
         cursor, every = self.cursor, self._config.validate_every
         if every is None or cursor.batch == self.steps_per_epoch:
-            return
-        if cursor.step % every == 0 and cursor.validated_step != cursor.step:
-            self._validate(bar)
+            return False
+        if cursor.step % every or cursor.validated_step == cursor.step:
+            return False
+        self._validate(bar)
+        return self.cursor.best_step == cursor.step
 
     def _validate(self, bar: Bar) -> None:
         """Validate; keep the adapter if it is the best so far, or if there is nothing to tell by."""
@@ -243,12 +296,14 @@ class Loop:
         bar.advance(0, validating=f"{len(self._splits['valid'].rows)} rows")
         stats = self.evaluate("valid")
         if not stats.finite:
+            if self._config.finish:
+                return  # It ends all the same, with the adapter that is kept.
             raise TrainingError(
                 f"The validation loss is not finite after {self.cursor.step} steps.",
-                hint="Lower --learning-rate, or check the model with  mlx-distill doctor",
+                hint=self._advice("Check the model with  mlx-distill doctor  or lower --learning-rate"),
             )
         if self.cursor.first_valid_loss is None:
-            self._move(first_valid_loss=stats.loss, lowest_loss=stats.loss, first_divergence=stats.divergence)
+            self._move(first_valid_loss=stats.loss, first_divergence=stats.divergence, lowest_loss=self._score(stats))
         score = self._score(stats)
         if self.cursor.best_score is None or score < self.cursor.best_score:
             self._student.save_adapter(self._folder.root)
@@ -265,9 +320,10 @@ class Loop:
             + (f", train loss {self.cursor.train_loss:.4f}" if self.cursor.train_loss is not None else "")
         )
         if self.stopped_early:
+            lowered = "loss" if self._objective is None else "value of what is minimised"
             self._progress.say(
                 f"Stopped early, after {self.cursor.step} of {self.total_steps} steps: {self.cursor.stale} validations "
-                f"in a row without a lower loss. The adapter of step {self.cursor.best_step} is kept."
+                f"in a row without a lower {lowered}. The adapter of step {self.cursor.best_step} is kept."
             )
 
     def _score(self, stats: StepStats) -> float:
@@ -294,6 +350,7 @@ class Loop:
         self._move(seconds=time.perf_counter() - self._started)
         state = self._student.state()
         if self._peers.rank == 0:
+            state = checkpoints.with_adapter(state, self._folder)
             checkpoints.save(self._folder.checkpoints, self.cursor, state, keep=self._config.keep_checkpoints)
         # Nobody goes on, or ends, before it is there.
         any_of(self._peers, False)
@@ -338,5 +395,5 @@ class Loop:
         kept = f"The adapter of step {best} stands in {self._folder.root}." if best is not None else ""
         return TrainingError(
             f"The {what} is not finite at step {self.cursor.step + 1}, on {self._train.path} lines {lines}. {kept}",
-            hint="Lower --learning-rate or --scale into a new --run, or look at these rows.",
+            hint=self._advice("Lower --learning-rate or --scale into a new --run, or look at these rows"),
         )

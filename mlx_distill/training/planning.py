@@ -87,7 +87,7 @@ def plan_memory(
             answer.
     """
     memory = student.memory()
-    limit = memory.available if config.memory_limit is None else size_in_bytes(config.memory_limit)
+    limit = _limit(memory, config)
     room = int(limit * (1 - _SLACK)) - memory.held
     if config.memory_limit is not None and (room <= 0 or student.peak_memory_bytes() > limit):
         raise _no_room(config, max(memory.held, student.peak_memory_bytes()))
@@ -114,13 +114,47 @@ def plan_memory(
         plan = plan.model_copy(update=own)
     if config.memory_limit is not None and busiest_bytes(plan) > room:
         raise _too_small_beside(plan, config, tokens, memory.held)
-    left = room - busiest_bytes(plan)
+    return _with_cache(plan, memory, student, config, tokens, folder, teaching)
+
+
+def with_cache(
+    plan: MemoryPlan,
+    student: Student,
+    config: TrainConfig,
+    tokens: Tokens,
+    folder: Path,
+    teaching: Teaching | None = None,
+) -> MemoryPlan:
+    """The plan of a run that goes on, with what is kept decided by the settings, the memory and the disk of now.
+
+    Args:
+        plan: How batches are computed, which is left as it is.
+        student, config, tokens, folder, teaching: See `plan_memory`.
+    """
+    return _with_cache(plan, student.memory(), student, config, tokens, folder, teaching)
+
+
+def _with_cache(
+    plan: MemoryPlan,
+    memory: Memory,
+    student: Student,
+    config: TrainConfig,
+    tokens: Tokens,
+    folder: Path,
+    teaching: Teaching | None,
+) -> MemoryPlan:
+    limit = _limit(memory, config)
+    left = int(limit * (1 - _SLACK)) - memory.held - busiest_bytes(plan)
     said = min(KEPT_BYTES, 0 if teaching is None else tokens.evaluated_targets * teaching.position_bytes, max(left, 0))
     place, kept = _prefix(student, config, tokens, left - said, folder)
     peak = memory.held + busiest_bytes(plan) + said + (kept if place == "memory" else 0)
     peak = max(peak, student.peak_memory_bytes())
-    found = {"said_bytes": said, "prefix_cache": place, "prefix_bytes": kept, "peak_bytes": peak}
+    found = {"said_bytes": said, "prefix_cache": place, "prefix_bytes": kept, "peak_bytes": peak, "limit_bytes": limit}
     return plan.model_copy(update=found)
+
+
+def _limit(memory: Memory, config: TrainConfig) -> int:
+    return memory.available if config.memory_limit is None else size_in_bytes(config.memory_limit)
 
 
 def busiest_bytes(plan: MemoryPlan) -> int:

@@ -17,22 +17,25 @@ from mlx_distill.backends.base import ALONE, Peers, Student
 from mlx_distill.config import TrainConfig
 from mlx_distill.dataset import TokenSplit, load_splits, require_train_split
 from mlx_distill.errors import ConfigError, DependencyError, OccupiedError
-from mlx_distill.models.resolve import resolve
+from mlx_distill.manifest import Manifest
+from mlx_distill.models.folder import context_length
+from mlx_distill.models.resolve import resolve, resolve_again
 from mlx_distill.models.tokenizer import load_tokenizer, require_chat_template
 from mlx_distill.progress import SILENT, Progress
-from mlx_distill.records import Manifest, ModelRecord, content_hash
+from mlx_distill.records import ModelRecord, content_hash
 from mlx_distill.run_records import MemoryPlan, RunRecord
 from mlx_distill.training.loop import Loop
 from mlx_distill.training.own_answers import longest_prompt
-from mlx_distill.training.planning import Tokens, describe, plan_memory
-from mlx_distill.training.teaching import Teaching, open_teaching
-from mlx_distill.training.together import common_plan, from_first, require_one_run, share_run, with_own_cache
+from mlx_distill.training.planning import Tokens, describe, plan_memory, with_cache
+from mlx_distill.training.teaching import Taught, Teaching, open_teaching
+from mlx_distill.training.together import common_plan, from_first, require_one_run, share_run
 from mlx_distill.training.trackers import open_trackers, tracker_names
 
 #: Raised when a change makes the same configuration give other numbers.
 CODE_FORMAT = 2
 
-#: Settings that do not decide the result. Backends differ in rounding alone: what one began, another may go on with.
+#: Settings that do not decide the result. Backends, and rows computed at once, differ in rounding, and in what dropout
+#: draws, alone: what was begun with one may go on with another.
 _INDIFFERENT = {
     *(
         "run",
@@ -45,14 +48,21 @@ _INDIFFERENT = {
         "memory_limit",
         "prefix_cache",
     ),
+    *("micro_batch_size", "gradient_checkpointing"),
     *("backend", "device"),
 }
+
+#: Settings that decided once, at their defaults: a run that was begun then has them in its identity.
+_ONCE_DECISIVE = {"micro_batch_size": None, "gradient_checkpointing": "auto"}
+
+#: Settings on which the plan depends beside the backend and the number of processes.
+_PLANNED_BY = ("memory_limit", "micro_batch_size", "gradient_checkpointing")
 
 MakeStudent = Callable[[Path, TrainConfig, Peers], Student]
 
 
 def train(config: TrainConfig, progress: Progress = SILENT, peers: Peers = ALONE) -> RunRecord:
-    """Train an adapter, or go on with a run that was interrupted.
+    """Train an adapter, or go on with a run that was interrupted, or finish it where it stands.
 
     Args:
         config: Of the run.
@@ -68,7 +78,7 @@ def train(config: TrainConfig, progress: Progress = SILENT, peers: Peers = ALONE
         OccupiedError: It holds another run.
         InputError, ModelError, ConfigError: What was given cannot be used.
         DependencyError: A tracker that is to be reported to is not installed.
-        TrainingError: The run cannot go on; the best adapter so far stands.
+        TrainingError: The run cannot go on, or not be finished; the best adapter so far stands.
     """
     # Before a model is downloaded or a folder made.
     require_train_split(config.data)
@@ -87,11 +97,12 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
         layout.sweep(folder.root)
         layout.sweep(folder.checkpoints)
         make_student = student_maker(config)
-        model = resolve(config.model, progress=progress)
+        model = _base_model(folder, config, peers, progress)
         tokenizer = load_tokenizer(Path(model.path))
         require_chat_template(tokenizer, config.model)
         splits = load_splits(config.data, tokenizer, max_length=config.max_length, progress=progress)
         _require_validation(config, "valid" in splits)
+        _require_room_for_answers(config, splits, Path(model.path))
         taught = open_teaching(config, splits, tokenizer, Path(model.path), progress)
         record = _new_record(config, model, splits, taught)
         require_one_run(peers, record)
@@ -110,7 +121,7 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
             }
         )
         share_run(peers, folder)
-        teaching = taught and taught[0]
+        teaching = taught and taught.teaching
         plan = _plan(student, teaching, splits, config, folder, earlier, peers)
         together = f"{peers.size} processes, this one on " if peers.size > 1 else ""
         progress.say(f"{together}{student.device}: {student.ways}.")
@@ -122,9 +133,23 @@ def _train_in(folder: layout.RunFolder, config: TrainConfig, progress: Progress,
             )
         if earlier is not None:
             record = record.model_copy(update={"created": earlier.created})
-        layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
         loop = Loop(student, splits, config, folder, plan, progress, trackers.observe, peers, teaching)
+        if loop.resume(None if earlier is None else earlier.config.get("checkpoint_every")):
+            what = "Ends at" if config.finish else "Going on from"
+            progress.say(f"{what} step {loop.cursor.step} of {loop.total_steps}.")
+        # Not before: a run that cannot go on is left as it was.
+        layout.write_text(folder.record, record.model_dump_json(indent=2, exclude_none=True) + "\n")
         return _train(loop, student, splits, folder, record, progress)
+
+
+def _base_model(folder: layout.RunFolder, config: TrainConfig, peers: Peers, progress: Progress) -> ModelRecord:
+    """The base model; of a run that rank 0 has begun, the one that it began with."""
+    begun = layout.read_record(folder.record, RunRecord).model if folder.record.exists() else None
+    found = from_first(peers, begun.model_dump_json().encode() if begun else b"")
+    begun = ModelRecord.model_validate_json(found) if found else None
+    if begun is not None and begun.spec == config.model:
+        return resolve_again(begun, progress=progress)
+    return resolve(config.model, progress=progress)
 
 
 def _common(peers: Peers, earlier: RunRecord | None) -> RunRecord | None:
@@ -141,8 +166,6 @@ def _train(
     record: RunRecord,
     progress: Progress,
 ) -> RunRecord:
-    if loop.resume():
-        progress.say(f"Going on from step {loop.cursor.step} of {loop.total_steps}.")
     if "valid" not in splits:
         progress.say(
             "Nothing to validate on (no valid.jsonl, or no row of it fits): the last adapter is kept, not the best."
@@ -162,6 +185,7 @@ def _train(
             "epochs": cursor.epoch,
             "steps": cursor.step,
             "stopped_early": loop.stopped_early,
+            "cut_short": cursor.step < loop.total_steps and not loop.stopped_early,
             "best_step": cursor.best_step,
             "first_valid_loss": cursor.first_valid_loss,
             "train_loss": cursor.train_loss,
@@ -188,25 +212,34 @@ def _plan(
     earlier: RunRecord | None,
     peers: Peers,
 ) -> MemoryPlan:
-    """The memory plan, put into effect. A run that goes on keeps its own, so that it takes the very same steps."""
-    now = (config.backend, config.memory_limit, peers.size)
-    same = earlier is not None and (earlier.backend, earlier.config.get("memory_limit"), earlier.processes) == now
-    plan = kept = earlier.plan if earlier is not None and same else None
-    if plan is None or peers.size > 1:
-        tokens = Tokens(
-            longest=max(int(split.lengths.max()) for split in splits.values()),
-            trained=int(splits["train"].lengths.sum()),
-            evaluated=sum(int(split.lengths.sum()) for name, split in splits.items() if name == "valid"),
-            evaluated_targets=sum(split.target_tokens for name, split in splits.items() if name == "valid"),
-            prompt=longest_prompt(splits["train"].rows) if config.on_policy else 0,
-            answer=config.on_policy_tokens if config.on_policy else 0,
-        )
+    """The memory plan, put into effect.
+
+    A run that goes on keeps its own, so that it takes the very same steps. Where rows are kept makes no difference to
+    them, and is decided anew.
+    """
+    now = (config.backend, peers.size, *(getattr(config, name) for name in _PLANNED_BY))
+    tokens = Tokens(
+        longest=max(int(split.lengths.max()) for split in splits.values()),
+        trained=int(splits["train"].lengths.sum()),
+        evaluated=sum(int(split.lengths.sum()) for name, split in splits.items() if name == "valid"),
+        evaluated_targets=sum(split.target_tokens for name, split in splits.items() if name == "valid"),
+        prompt=longest_prompt(splits["train"].rows) if config.on_policy else 0,
+        answer=config.on_policy_tokens if config.on_policy else 0,
+    )
+    if earlier is not None and earlier.plan is not None and _planned_by(earlier) == now:
+        plan = with_cache(earlier.plan, student, config, tokens, folder.root, teaching)
+    else:
         mine = plan_memory(student, config, tokens, folder.root, processes=peers.size, teaching=teaching)
-        plan = common_plan(peers, mine) if kept is None else with_own_cache(kept, mine)
+        plan = common_plan(peers, mine)
     student.adopt(plan, folder.root)
     if teaching is not None:
         teaching.keep(plan.said_bytes)
     return plan
+
+
+def _planned_by(earlier: RunRecord) -> tuple[object, ...]:
+    """What the plan of a run depended on, as `_PLANNED_BY` has it."""
+    return (earlier.backend, earlier.processes, *(earlier.config.get(name) for name in _PLANNED_BY))
 
 
 def _require_validation(config: TrainConfig, given: bool) -> None:
@@ -216,6 +249,24 @@ def _require_validation(config: TrainConfig, given: bool) -> None:
             f"{asked[0]} = {getattr(config, asked[0])}: there is nothing to validate on: {config.data} has no "
             "valid.jsonl, or no row of it fits.",
             hint=f"Put rows into valid.jsonl, or leave --{asked[0].replace('_', '-')} out.",
+        )
+
+
+def _require_room_for_answers(config: TrainConfig, splits: dict[str, TokenSplit], model: Path) -> None:
+    """Refuse on-policy training where no answer can be written to the rows' prompts."""
+    if not config.on_policy:
+        return
+    longest, context = longest_prompt(splits["train"].rows), context_length(model)
+    if longest <= 1:
+        raise ConfigError(
+            f"on_policy = {config.on_policy}: the rows of {config.data} are text without a prompt to answer.",
+            hint="Leave --on-policy out, or take chats.",
+        )
+    if context is not None and longest + config.on_policy_tokens > context:
+        raise ConfigError(
+            f"on_policy_tokens = {config.on_policy_tokens}: with the longest prompt, of {longest} tokens, that is more "
+            f"than the model's context of {context}.",
+            hint="Lower --on-policy-tokens, or leave long rows out with --max-length.",
         )
 
 
@@ -249,19 +300,21 @@ def _torch_student(folder: Path, config: TrainConfig, peers: Peers) -> Student:
 
 
 def _new_record(
-    config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit], taught: tuple[Teaching, str, str] | None
+    config: TrainConfig, model: ModelRecord, splits: dict[str, TokenSplit], taught: Taught | None
 ) -> RunRecord:
     manifest_path = layout.DataFolder(config.data).manifest
     manifest = layout.read_record(manifest_path, Manifest) if manifest_path.exists() else None
     summaries = {name: split.summary() for name, split in splits.items()}
-    settings = config.model_dump(mode="json")
+    # That it is to be finished is said of what there is, not of how it came to be.
+    settings = config.model_dump(mode="json", exclude={"finish"})
+    decisive = {key: value for key, value in settings.items() if _decides(key, config)}
     identity = content_hash(
         {
             "code": CODE_FORMAT,
-            "config": {key: value for key, value in settings.items() if _decides(key, config)},
+            "config": {**decisive, **_ONCE_DECISIVE},
             "data": {name: summary.sha256 for name, summary in summaries.items()},
             "model": model.revision,
-            **({} if taught is None else {"teacher": taught[2]}),
+            **({} if taught is None else {"teacher": taught.sha256}),
         }
     )
     return RunRecord(
@@ -276,7 +329,9 @@ def _new_record(
         splits=summaries,
         trainable_parameters=0,
         manifest=manifest,
-        distilled_from=None if taught is None else taught[1],
+        distilled_from=taught and taught.name,
+        teacher_sha256=taught and taught.sha256,
+        teacher_licence=taught and taught.licence,
     )
 
 
@@ -308,6 +363,8 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
         changed.append("the data set")
     if earlier.model.revision != record.model.revision:
         changed.append("the base model")
+    if earlier.teacher_sha256 != record.teacher_sha256:
+        changed.append(f"the teacher ({earlier.distilled_from} → {record.distilled_from}), or what it was asked for")
     raise OccupiedError(
         f"{folder.root} holds another run. Different: {'; '.join(changed) or 'the version of mlx-distill'}.",
         hint="Choose another --run folder, or remove this one if you no longer need it.",

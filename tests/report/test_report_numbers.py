@@ -106,6 +106,12 @@ def test_cost_of_a_recorded_teacher_is_shown_with_listed_models_and_says_so(mark
     assert "Paid" not in markdown
 
 
+def test_a_teacher_on_this_machine_costs_nothing_and_is_shown_with_listed_models(project, read):
+    markdown = read(project(teacher="mlx:some/teacher")).results
+    assert len(table(markdown, "## Cost scaling")) == 2 * len(listed_prices())
+    assert "the teacher answers on a machine of its user's, for no price" in markdown
+
+
 def test_without_a_run_the_cost_rests_on_the_answers_shown(project):
     scaling = cost_scaling(read_evidence(project(with_run=False).write()))
     assert scaling is not None

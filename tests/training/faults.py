@@ -1,4 +1,4 @@
-"""Durable writes that fail: the power goes or the disk is full, at the n-th write and at all after it."""
+"""What goes wrong: durable writes from the n-th on, files that cannot be opened, full disks, wild learning rates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from mlx_distill.config import TrainConfig
+from mlx_distill.training import loop
+
 
 class PowerCut(BaseException):
     """Ends a run as a power cut does: nothing in the package may catch it."""
@@ -20,6 +23,66 @@ class PowerCut(BaseException):
 def full_disk() -> OSError:
     """What the system says then."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refuse(patch: pytest.MonkeyPatch, refused: Path, number: int) -> None:
+    """Let the system refuse to open a file. Rights would not do: a test may run as root."""
+    real = Path.open
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == refused:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    patch.setattr(Path, "open", opened)
+
+
+def wild_from(patch: pytest.MonkeyPatch, step: int, rate: float) -> None:
+    """Let the learning rate leap after so many steps."""
+    real = loop.learning_rate
+
+    def leaping(config: TrainConfig, at: int, total: int) -> float:
+        return real(config, at, total) if at < step else rate
+
+    patch.setattr(loop, "learning_rate", leaping)
+
+
+class SmallDisk:
+    """Has room for so many bytes of files that have no name; of a write that does not fit, a part is written.
+
+    Args:
+        patch: Puts it in place.
+        size: Of the disk.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, size: int) -> None:
+        self.size, self.refused = size, 0
+        self._files: list[int] = []
+        real = tempfile.TemporaryFile
+        outer = self
+
+        class File:
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                self._file = real(*arguments, **options)
+                # Its own handle: what it holds can be told after it is closed.
+                outer._files.append(os.dup(self._file.fileno()))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._file, name)
+
+            def write(self, content: Any) -> int:
+                room = outer.size - self._file.tell()
+                if room < len(content):
+                    outer.refused += room <= 0
+                    if room <= 0:
+                        raise full_disk()
+                return int(self._file.write(content[:room]))
+
+        patch.setattr(tempfile, "TemporaryFile", File)
+
+    def held(self) -> int:
+        """Bytes on it."""
+        return sum(os.fstat(file).st_size for file in self._files)
 
 
 class Writes:

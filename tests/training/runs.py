@@ -88,6 +88,11 @@ def outcome(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, Any]]:
     return RunFolder(run).adapter.read_bytes(), metrics(run), record
 
 
+def contents(run: Path) -> dict[Path, bytes]:
+    """All that a run's folder holds, but for its lock."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 class Recorder(Progress):
     """Keeps what was said."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from mlx_distill.backends.base import State
+from mlx_distill.errors import TrainingError
 from mlx_distill.training.checkpoints import Cursor, Sums, newest, save
+from tests.training.faults import refuse
 from tests.training.runs import Recorder
 
 
@@ -115,12 +119,38 @@ def test_a_damaged_newest_is_skipped_with_a_message(tmp_path: Path, kind: str) -
     assert said.startswith(f"{newest_file} is damaged (")
 
 
-def test_all_damaged_is_as_none(tmp_path: Path) -> None:
+def test_all_damaged_is_not_as_none(tmp_path: Path) -> None:
     for path in fill(tmp_path, [4, 8]):
         path.write_bytes(path.read_bytes()[:-1])
     recorder = Recorder()
-    assert newest(tmp_path, recorder) is None
+    with pytest.raises(TrainingError, match=f"All checkpoints in {tmp_path} are damaged"):
+        newest(tmp_path, recorder)
     assert len(recorder.said) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_one_that_cannot_be_read_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """What is in it may be whole: the one before it would lose steps that are there."""
+    path = fill(tmp_path, [4, 8])[-1]
+    with monkeypatch.context() as patch:
+        refuse(patch, path, number)
+        with pytest.raises(TrainingError, match=f"{path} cannot be read: {os.strerror(number)}") as caught:
+            newest(tmp_path, Recorder())
+    assert caught.value.hint is not None
+    check(newest(tmp_path, Recorder()), 8)
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, [4])
+
+    def refused(_path: Path) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refused)
+        with pytest.raises(TrainingError, match=f"{tmp_path} cannot be read: Permission denied"):
+            newest(tmp_path, Recorder())
+    check(newest(tmp_path, Recorder()), 4)
 
 
 @pytest.fixture(scope="module")

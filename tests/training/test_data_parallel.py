@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +21,9 @@ from safetensors.numpy import load_file
 
 from mlx_distill.config import TrainConfig
 from mlx_distill.layout import RunFolder
+from mlx_distill.runs import read_run
 from mlx_distill.training.run import train
-from tests.training.runs import ROOT, command, environment, make_data, metrics, outcome, settings
+from tests.training.runs import ROOT, AtStep, command, environment, make_data, metrics, outcome, settings
 
 LAUNCHER = Path(sys.executable).with_name("mlx.launch")
 
@@ -115,8 +117,12 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-def test_two_processes_learn_what_one_does(base: TrainConfig, tmp_path: Path) -> None:
-    alone, both = in_folder(base, tmp_path / "alone"), in_folder(base, tmp_path / "both")
+@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(base: TrainConfig, teacher: Path, tmp_path: Path, taught: bool) -> None:
+    """Taught, also on answers that each process's students write."""
+    on_the_way = {"distill": "reverse-kl", "teacher_online": f"mlx:{teacher}", "on_policy": 0.5, "on_policy_tokens": 12}
+    changes = on_the_way if taught else {}
+    alone, both = (in_folder(base, tmp_path / name, **changes) for name in ("alone", "both"))
     train(alone)
     code, out, err = launch(both, tmp_path / "launch").finish()
     assert code == 0, err
@@ -125,8 +131,11 @@ def test_two_processes_learn_what_one_does(base: TrainConfig, tmp_path: Path) ->
     assert out.count('"valid_loss"') == 1
     assert err.count("epoch 2: validation loss") == 1
     for one, two in zip(metrics(alone.run), metrics(both.run), strict=True):
-        for name in ("loss", "grad_norm"):
+        for name in ("loss", "grad_norm", "divergence"):
             assert (one.pop(name, 0) or 0) == pytest.approx(two.pop(name, 0) or 0, rel=1e-5)
+        # What this process took, of times that nobody repeats.
+        for row in (one, two):
+            assert (row.pop("writing_seconds", None) is None) == (row.pop("scoring_seconds", None) is None)
         assert one == two
     adapters = [load_file(RunFolder(config.run).adapter) for config in (alone, both)]
     for name, value in adapters[0].items():
@@ -134,7 +143,8 @@ def test_two_processes_learn_what_one_does(base: TrainConfig, tmp_path: Path) ->
     assert '"processes": 2' in RunFolder(both.run).record.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
 def test_a_death_ends_all_and_the_run_resumes_to_the_bit(base: TrainConfig, tmp_path: Path, dies: int) -> None:
     """With dropout: each process has a random state of its own, and both are in the checkpoint."""
     whole = in_folder(base, tmp_path / "whole", dropout=0.2, checkpoint_every=1)
@@ -168,6 +178,24 @@ def test_an_interruption_of_one_saves_and_ends_all(base: TrainConfig, tmp_path: 
     before = len(metrics(config.run))
     assert train(short).processes == 1
     assert len(metrics(config.run)) > before
+
+
+@pytest.mark.slow
+def test_two_finish_what_one_began_and_lost_the_adapter_of(base: TrainConfig, tmp_path: Path) -> None:
+    """Each has it from the checkpoint."""
+    config = in_folder(base, tmp_path / "run", checkpoint_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, AtStep(6, lambda: signal.raise_signal(signal.SIGINT)))
+    RunFolder(config.run).adapter.unlink()
+    alone = in_folder(config, tmp_path / "alone", finish=True)
+    shutil.copytree(config.run, alone.run)
+    expected = train(alone)
+    code, _, err = launch(in_folder(config, config.run, finish=True), tmp_path / "launch").finish()
+    assert code == 0, err
+    assert "Ends at step 6 of 8." in err
+    record = read_run(config.run)
+    assert (record.best_step, record.steps, record.cut_short) == (expected.best_step, 6, True)
+    assert record.test_loss == pytest.approx(expected.test_loss, rel=1e-5)
 
 
 def test_other_rows_on_another_machine_are_refused(base: TrainConfig, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from mlx_distill.layout import RunFolder
 from mlx_distill.training import loop
 from mlx_distill.training.divergence import WINDOW, far_above
 from mlx_distill.training.run import train
-from tests.training.runs import AtStep, chat, make_data, metrics, outcome, settings
+from tests.training.faults import wild_from
+from tests.training.runs import AtStep, chat, make_data, metrics, online, outcome, settings
 
 #: Of nothing that the base knows.
 FOREIGN = {"messages": [{"role": "user", "content": "Ω"}, {"role": "assistant", "content": "§ ¶ Ж щ" * 5}]}
@@ -95,6 +96,28 @@ def test_it_is_told_after_an_interruption_at_any_step_as_without_one(data: Path,
         assert RunFolder(given.run).adapter.read_bytes() == RunFolder(whole.run).adapter.read_bytes()
 
 
+def test_what_was_learned_before_can_be_taken(
+    data: Path, knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs go well, and then the learning rate leaps."""
+    wild_from(monkeypatch, 8, 1.0)
+    given = config(data, knowing, tmp_path / "run", learning_rate=1e-3, checkpoint_every=1)
+    with pytest.raises(TrainingError, match="Training diverges") as caught:
+        train(given)
+    assert "; or take the adapter of step 8: the same command with --finish" in str(caught.value)
+    adapter = RunFolder(given.run).adapter.read_bytes()
+    record = train(given.model_copy(update={"finish": True}))
+    assert RunFolder(given.run).adapter.read_bytes() == adapter
+    assert (record.status, record.best_step, record.cut_short) == ("finished", 8, True)
+    # The checkpoint before the step at which it was seen: what it holds was validated, and is worse.
+    assert record.steps == WINDOW - 1
+    last = [row for row in metrics(given.run) if row["kind"] == "valid"][-1]
+    assert last["step"] == record.steps
+    assert last["loss"] > 2 * record.valid_loss
+    assert record.test_loss is not None and record.test_loss < record.valid_loss + 1
+    fuse(FuseConfig(run=given.run))
+
+
 def test_without_a_validation_the_adapter_from_before_is_kept(knowing: Path, tmp_path: Path) -> None:
     """An epoch's end would keep the last one: it is looked at first, however few steps there were."""
     data = make_data(tmp_path / "data", valid=0, test=0)
@@ -151,3 +174,35 @@ def test_a_run_that_learns_is_never_suspected(data: Path, tiny_model: Path, tmp_
 )
 def test_far_is_both_a_nat_and_twice_as_much(loss: float, reference: float, far: bool) -> None:
     assert far_above(loss, reference) == far
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_what_is_minimised_is_watched(
+    data: Path, tiny_model: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: float
+) -> None:
+    """Not the cross-entropy, which a teacher that says something else than the text raises, and rightly so.
+
+    A window of two steps is looked at when it ends, also where that step was on the student's own answers; these have
+    no like, and are left out.
+    """
+    seen: list[float] = []
+
+    def noting(loss: float, reference: float) -> bool:
+        seen.append(loss)
+        return False
+
+    monkeypatch.setattr(loop, "WINDOW", 2)
+    monkeypatch.setattr(loop, "far_above", noting)
+    config = online(data, tiny_model, tmp_path / "run", teacher, distill_weight=0.75, on_policy=own, epochs=4, seed=1)
+    train(config)
+    steps = [row for row in metrics(tmp_path / "run") if row["kind"] == "step"]
+    expected, left = [], 0
+    for at in range(0, len(steps), 2):
+        taught = [row for row in steps[at : at + 2] if not row.get("on_policy")]
+        left += 2 - len(taught)
+        if taught:
+            tokens = sum(row["target_tokens"] for row in taught)
+            minimised = sum(row["target_tokens"] * (0.25 * row["loss"] + 0.75 * row["divergence"]) for row in taught)
+            expected.append(minimised / tokens)
+    assert bool(left) == bool(own)
+    assert seen == pytest.approx(expected, rel=1e-6)

@@ -20,7 +20,7 @@ from mlx_distill.errors import ResourceError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.checkpoints import Cursor, newest, save
 from mlx_distill.training.run import train
-from tests.training.faults import Writes, full_disk
+from tests.training.faults import SmallDisk, Writes, full_disk
 from tests.training.runs import Recorder, command, make_data, outcome, settings
 
 
@@ -129,6 +129,27 @@ def test_each_kind_of_file_may_be_the_one_that_does_not_fit(
 def base_files(base: TrainConfig, run: Path) -> list[Path]:
     train(in_folder(base, run))
     return [path for path in run.rglob("*") if path.is_file()]
+
+
+def test_kept_rows_that_fill_the_disk_are_given_back_and_training_goes_on(
+    base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over two epochs, so that rows are kept of the training, too; wherever the disk fills, it ends the same."""
+    chosen = in_folder(base, tmp_path / "whole").model_copy(update={"epochs": 2, "prefix_cache": "disk"})
+    with monkeypatch.context() as patch:
+        roomy = SmallDisk(patch, 1 << 30)
+        train(chosen)
+    expected, kept = outcome(chosen.run), roomy.held()
+    assert kept > 4096
+    for size in (0, 100, kept // 2, kept - 1):
+        config = in_folder(chosen, tmp_path / f"run{size}")
+        with monkeypatch.context() as patch:
+            disk = SmallDisk(patch, size)
+            record = train(config)
+        assert record.plan is not None and record.plan.prefix_cache == "disk"
+        assert disk.refused == 1  # and nothing more is tried
+        assert disk.held() == 0
+        assert outcome(config.run) == expected
 
 
 def test_the_command_says_it_in_a_sentence(base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def test_a_loss_that_is_not_finite_names_the_lines(config: TrainConfig) -> None:
     assert "step 2" in text
     assert "--learning-rate" in text
     assert "adapter of step 0 stands" in text
+    assert "--finish" not in text  # it has learned nothing
     assert evaluate(config, "valid", adapter=config.run) == pytest.approx(metrics(config.run)[0]["loss"])
     assert {row["step"] for row in metrics(config.run)} == {0, 1}
 
@@ -224,10 +225,18 @@ def test_a_finished_run_is_returned_at_once(config: TrainConfig) -> None:
     assert {path: path.stat().st_mtime_ns for path in config.run.rglob("*") if path.name != ".lock"} == before
 
 
-def test_a_finished_run_may_be_asked_for_with_other_checkpoints(config: TrainConfig) -> None:
-    """How often it was saved does not decide what came out."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_every": 7, "keep_checkpoints": 9},
+        {"micro_batch_size": 1, "gradient_checkpointing": "on", "memory_limit": "8GB", "prefix_cache": "off"},
+        {"finish": True},
+    ],
+)
+def test_a_finished_run_may_be_asked_for_otherwise(config: TrainConfig, change: dict[str, Any]) -> None:
+    """How often it was saved, or how much was computed at once, does not decide what came out."""
     record = train(config)
-    assert train(changed(config, checkpoint_every=7, keep_checkpoints=9)) == record
+    assert train(changed(config, **change)) == record
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ def test_a_finished_run_may_be_asked_for_with_other_checkpoints(config: TrainCon
         ({"learning_rate": 1e-3}, "learning_rate 0.005 → 0.001"),
         ({"seed": 1, "rank": 2}, "rank 4 → 2; seed 0 → 1"),
         ({"layers": "all"}, "layers 2 → all"),
-        ({"micro_batch_size": 1}, "micro_batch_size None → 1"),
+        ({"validate_every": 3}, "validate_every None → 3"),
     ],
 )
 def test_a_folder_that_holds_another_run_is_refused_by_what_differs(

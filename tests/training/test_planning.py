@@ -19,7 +19,7 @@ from mlx_distill.errors import ResourceError
 from mlx_distill.layout import RunFolder
 from mlx_distill.run_records import MemoryPlan
 from mlx_distill.training.measuring import Growth, measure_growth, measure_longest
-from mlx_distill.training.planning import Tokens, answers_at_once, describe, plan_memory, rows_at_once
+from mlx_distill.training.planning import Tokens, answers_at_once, describe, plan_memory, rows_at_once, with_cache
 from mlx_distill.training.run import train
 from tests.training.runs import ROOT, Recorder, chat, make_data, outcome, settings
 
@@ -321,6 +321,28 @@ def test_where_rows_are_kept_changes_no_number(tmp_path: Path, tiny_model: Path,
     assert not [path for path in (tmp_path / "chosen").iterdir() if path.name.startswith("frozen")]
 
 
+def test_what_is_kept_is_decided_anew_and_nothing_else(tmp_path: Path) -> None:
+    """Of the room that the run's own batches leave, whatever would be planned now."""
+    planned = plan_of(Machine(linear), tmp_path, memory_limit="2.5GB")
+    assert (planned.micro_batch_size, planned.prefix_cache) == (4, "memory")
+
+    def again(held: int = 500, **changes: Any) -> MemoryPlan:
+        tokens = Tokens(longest=800, trained=100_000, evaluated=10_000)
+        machine = Machine(linear, held=held * MB)
+        found = with_cache(planned, machine, config(tmp_path, **changes), tokens, tmp_path)  # type: ignore[arg-type]
+        anew = {"prefix_cache", "prefix_bytes", "peak_bytes", "limit_bytes"}
+        assert found.model_dump(exclude=anew) == planned.model_dump(exclude=anew)
+        assert not machine.shapes  # nothing is measured for it
+        return found
+
+    assert again(memory_limit="2.5GB") == planned
+    assert again(held=700, memory_limit="2.5GB").prefix_cache == "disk"
+    assert again(prefix_cache="disk").prefix_cache == "disk"
+    assert again(prefix_cache="off").prefix_bytes == 0
+    # No room at all is no reason not to go on.
+    assert again(memory_limit="1MB", prefix_cache="memory").prefix_cache is None
+
+
 def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, tiny_model: Path) -> None:
     """Fewer rows at once give the same update but for rounding; exact resume wants the same bits."""
     data, run = make_data(tmp_path / "data"), tmp_path / "run"
@@ -330,7 +352,10 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path: Path, tiny_model: Path) -> 
     marked = record.plan.model_copy(update={"micro_batch_size": 1, "activation_bytes": 1})
     going = record.model_copy(update={"plan": marked, "status": "running"})
     RunFolder(run).record.write_text(going.model_dump_json(), encoding="utf-8")
-    assert train(base).plan == marked
+    anew = {"said_bytes", "prefix_cache", "prefix_bytes", "peak_bytes"}
+    kept = train(base).plan
+    assert kept is not None
+    assert kept.model_dump(exclude=anew) == marked.model_dump(exclude=anew)
     RunFolder(run).record.write_text(going.model_dump_json(), encoding="utf-8")
     other = train(settings(data, tiny_model, run, memory_limit="9GB"), watcher := Recorder())
     assert other.plan is not None

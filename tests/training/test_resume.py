@@ -20,10 +20,13 @@ from mlx_distill.errors import FolderError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.run import train
 from tests.training.faults import PowerCut, Writes, cut_until_done
-from tests.training.runs import AtStep, Recorder, make_data, outcome, settings, start
+from tests.training.runs import AtStep, Recorder, contents, make_data, metrics, outcome, settings, start
 
 #: Interruptions of each kind, over processes that are started again until their run is finished.
-KILLS, SIGNALS = 24, 8
+KILLS, FEW = 30, 8
+
+#: Of two runs side by side. Without dropout gradients are written out on a CPU: another way through the layers.
+DROPOUTS = (0.1, 0.0)
 
 STEPS = 8  # 10 rows in batches of 3, two epochs
 
@@ -165,13 +168,6 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(
     assert outcome(interrupted.run) == whole
 
 
-def test_all_checkpoints_damaged_starts_anew(interrupted: TrainConfig, whole: tuple[Any, ...]) -> None:
-    for path in RunFolder(interrupted.run).checkpoints.iterdir():
-        path.write_bytes(b"")
-    train(interrupted)
-    assert outcome(interrupted.run) == whole
-
-
 @pytest.mark.parametrize("tail", [b'{"kind": "step", "st', b"\x00" * 40, b'{"kind": "st\xc3'])
 def test_a_torn_last_row_of_metrics_is_dropped(interrupted: TrainConfig, whole: tuple[Any, ...], tail: bytes) -> None:
     with RunFolder(interrupted.run).metrics.open("ab") as file:
@@ -193,19 +189,56 @@ def test_another_pace_of_checkpoints_goes_on_with_the_same_run(
     assert outcome(interrupted.run) == whole
 
 
+@pytest.mark.parametrize("place", ["off", "memory", "disk"])
+def test_where_rows_are_kept_may_change_on_the_way(
+    interrupted: TrainConfig, whole: tuple[Any, ...], place: str
+) -> None:
+    """And is as the setting is now, not as it was planned when the run began."""
+    record = train(in_folder(interrupted, interrupted.run, prefix_cache=place))
+    assert record.plan is not None
+    assert record.plan.prefix_cache == (None if place == "off" else place)
+    adapter, rows, facts = outcome(interrupted.run)
+    assert facts["config"].pop("prefix_cache") == place
+    assert (adapter, rows) == whole[:2]
+
+
+@pytest.mark.parametrize("change", [{"micro_batch_size": 1}, {"gradient_checkpointing": "on"}])
+def test_what_saves_memory_may_change_on_the_way(base: TrainConfig, tmp_path: Path, change: dict[str, Any]) -> None:
+    """As it must, if there was not enough: the same but for rounding, from the step where it was."""
+    # Dropout draws once a micro-batch.
+    whole, config = (in_folder(base, tmp_path / name, dropout=0.0) for name in ("whole", "run"))
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, AtStep(6, lambda: signal.raise_signal(signal.SIGINT)))
+    before = metrics(config.run)
+    resumed = AtStep(-1, None)
+    record = train(in_folder(config, config.run, **change), resumed)
+    assert "Going on from step 6 of 8." in resumed.said
+    assert record.plan is not None
+    assert (record.plan.micro_batch_size, record.plan.checkpointing) == (
+        change.get("micro_batch_size", 3),
+        "gradient_checkpointing" in change,
+    )
+    rows = metrics(config.run)
+    assert rows[: len(before)] == before
+    for ours, theirs in zip(rows, metrics(whole.run), strict=True):
+        assert ours.pop("loss") == pytest.approx(theirs.pop("loss"), rel=1e-4)
+        assert ours.pop("grad_norm", 0) == pytest.approx(theirs.pop("grad_norm", 0), rel=1e-3)
+        assert ours == theirs
+
+
 @pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_a_run_does_not_go_on_with_other_data(
     interrupted: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, split: str
 ) -> None:
     """Refused before anything of it is touched; with the rows it had, it goes on."""
-    before = {path: path.read_bytes() for path in interrupted.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = contents(interrupted.run)
     data = shutil.copytree(interrupted.data, tmp_path / "data")
     with (data / f"{split}.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"text": "one more"}\n')
     with pytest.raises(FolderError, match="Different: the data set"):
         train(in_folder(interrupted, interrupted.run, data=data))
-    after = {path: path.read_bytes() for path in interrupted.run.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert after == before
+    assert contents(interrupted.run) == before
     train(interrupted)
     assert outcome(interrupted.run) == whole
 
@@ -221,13 +254,14 @@ def interrupt_until_finished(config: TrainConfig, number: signal.Signals, count:
     """
     generator = random.Random(seed)
     ended = in_training = 0
-    run = 0
+    run = attempt = 0
     while True:
         here = in_folder(config, config.run / f"run{run}")
         child = start(here)
         if ended < count:
-            wait_for_training(here, child, generator)
+            wait_for_training(here, child, generator, at_any_moment=attempt % 4 == 3)
             child.send_signal(number)
+        attempt += 1
         _, errors = child.communicate(timeout=120)
         steps = len(list(RunFolder(here.run).checkpoints.glob("*"))) if RunFolder(here.run).checkpoints.exists() else 0
         if child.returncode == 0:
@@ -249,41 +283,62 @@ def read_status(run: Path) -> str:
     return str(json.loads(RunFolder(run).record.read_text(encoding="utf-8"))["status"])
 
 
-def wait_for_training(config: TrainConfig, child: Any, generator: random.Random) -> None:
-    """Three times out of four until the run has begun; then, or at once, for a random time."""
-    if generator.random() < 0.75:
-        deadline = time.monotonic() + 60
-        while child.poll() is None and time.monotonic() < deadline and not RunFolder(config.run).record.exists():
-            time.sleep(0.002)
-        time.sleep(generator.random() * 0.4)
-    else:
+def wait_for_training(config: TrainConfig, child: Any, generator: random.Random, *, at_any_moment: bool) -> None:
+    """Until the run has written some more rows, and then for a random time; or for a random time alone."""
+    if at_any_moment:
         time.sleep(generator.random() * 2.5)
+        return
+    path, deadline = RunFolder(config.run).metrics, time.monotonic() + 60
+
+    def rows() -> int:
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    # The first three are of the first validation and two steps, and between these two there is a checkpoint.
+    wanted = rows() + generator.randint(3, 6)
+    while child.poll() is None and time.monotonic() < deadline and rows() < wanted:
+        time.sleep(0.002)
+    time.sleep(generator.random() * 0.05)
 
 
-@pytest.mark.parametrize(("number", "count"), [(signal.SIGKILL, KILLS), (signal.SIGINT, SIGNALS)])
+@pytest.mark.parametrize(
+    ("number", "count"),
+    [
+        (signal.SIGKILL, FEW),
+        pytest.param(signal.SIGKILL, KILLS, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, FEW, marks=pytest.mark.slow),
+    ],
+)
 def test_processes_ended_at_random_moments_are_made_good(
     base: TrainConfig, tmp_path: Path, number: signal.Signals, count: int
 ) -> None:
     """Two at a time, each with a run that is started again and again; all that is finished is as if never ended."""
-    config = in_folder(base, tmp_path / "unset", checkpoint_every=1)
-    reference = in_folder(config, tmp_path / "whole")
-    child = start(reference)
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 0, errors
-    expected = outcome(reference.run)
-    with ThreadPoolExecutor(2) as pool:
+    given = [
+        in_folder(base, tmp_path / f"worker{worker}", checkpoint_every=1, dropout=dropout)
+        for worker, dropout in enumerate(DROPOUTS)
+    ]
+
+    def never_ended(config: TrainConfig) -> tuple[Any, ...]:
+        whole = in_folder(config, tmp_path / f"whole-{config.run.name}")
+        child = start(whole)
+        _, errors = child.communicate(timeout=120)
+        assert child.returncode == 0, errors
+        return outcome(whole.run)
+
+    with ThreadPoolExecutor(len(given)) as pool:
+        expected = list(pool.map(never_ended, given))
         counts = list(
             pool.map(
-                lambda worker: interrupt_until_finished(
-                    in_folder(config, tmp_path / f"worker{worker}"), number, count // 2, seed=worker
-                ),
-                range(2),
+                lambda worker: interrupt_until_finished(given[worker], number, count // len(given), seed=worker),
+                range(len(given)),
             )
         )
+    assert expected[0] != expected[1]
     assert sum(ended for ended, _ in counts) >= count
     assert sum(in_training for _, in_training in counts) >= count // 4
-    finished = sorted(tmp_path.glob("worker*/run*"))
+    finished = [
+        (run, outcome_of) for one, outcome_of in zip(given, expected, strict=True) for run in one.run.glob("run*")
+    ]
     assert len(finished) >= 2
-    for run in finished:
-        assert outcome(run) == expected
+    for run, outcome_of in finished:
+        assert outcome(run) == outcome_of
         assert not [path for path in run.rglob(".*") if path.name != ".lock"]
