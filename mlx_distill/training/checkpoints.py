@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as as_safetensors
 
 from mlx_distill import layout
 from mlx_distill.backends.base import NO_TOKENS, State, StepStats
@@ -122,19 +122,12 @@ def save(folder: Path, cursor: Cursor, state: State, *, keep: int) -> None:
     metadata = {"cursor": text, "sha256": _digest(text, arrays)}
     written = folder / f"{_PREFIX}{cursor.step:08d}.safetensors"
     with layout.atomic_file(written) as temporary:
-        _write(arrays, temporary, metadata)
+        # Not by `save_file`, which writes a file of its own beside it first: a kill would leave that for good.
+        temporary.write_bytes(as_safetensors(arrays, metadata))
     found = _all(folder)
     kept = [path for path in found if path <= written][:keep]
     for path in set(found) - set(kept):
         path.unlink(missing_ok=True)
-
-
-def _write(arrays: dict[str, NDArray[np.generic]], path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(arrays, path, metadata=metadata)
-    except SafetensorError as error:
-        # safetensors has no other for a full disk.
-        raise OSError(str(error)) from error
 
 
 def newest(folder: Path, progress: Progress) -> tuple[Cursor, State] | None:

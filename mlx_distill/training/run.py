@@ -32,7 +32,7 @@ from mlx_distill.training.together import common_plan, from_first, require_one_r
 from mlx_distill.training.trackers import open_trackers, tracker_names
 
 #: Raised when a change makes the same configuration give other numbers.
-CODE_FORMAT = 2
+CODE_FORMAT = 3
 
 #: Settings that do not decide the result. Backends, and rows computed at once, differ in rounding, and in what dropout
 #: draws, alone: what was begun with one may go on with another.
@@ -51,9 +51,6 @@ _INDIFFERENT = {
     *("micro_batch_size", "gradient_checkpointing"),
     *("backend", "device"),
 }
-
-#: Settings that decided once, at their defaults: a run that was begun then has them in its identity.
-_ONCE_DECISIVE = {"micro_batch_size": None, "gradient_checkpointing": "auto"}
 
 #: Settings on which the plan depends beside the backend and the number of processes.
 _PLANNED_BY = ("memory_limit", "micro_batch_size", "gradient_checkpointing")
@@ -307,11 +304,10 @@ def _new_record(
     summaries = {name: split.summary() for name, split in splits.items()}
     # That it is to be finished is said of what there is, not of how it came to be.
     settings = config.model_dump(mode="json", exclude={"finish"})
-    decisive = {key: value for key, value in settings.items() if _decides(key, config)}
     identity = content_hash(
         {
             "code": CODE_FORMAT,
-            "config": {**decisive, **_ONCE_DECISIVE},
+            "config": {key: value for key, value in settings.items() if _decides(key, config)},
             "data": {name: summary.sha256 for name, summary in summaries.items()},
             "model": model.revision,
             **({} if taught is None else {"teacher": taught.sha256}),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from mlx_distill import layout
 from mlx_distill.backends.base import State
 from mlx_distill.errors import TrainingError
 from mlx_distill.training.checkpoints import Cursor, Sums, newest, save
 from tests.training.faults import refuse
-from tests.training.runs import Recorder
+from tests.training.runs import ROOT, Recorder
 
 
 def state(step: int) -> State:
@@ -187,3 +191,31 @@ def test_a_file_left_by_a_killed_writer_is_not_taken(tmp_path: Path) -> None:
     recorder = Recorder()
     check(newest(tmp_path, recorder), 4)
     assert recorder.said == []
+
+
+SAVING = """
+import sys
+from pathlib import Path
+import numpy as np
+from mlx_distill.backends.base import State
+from mlx_distill.training.checkpoints import Cursor, save
+for step in range(1000):
+    save(Path(sys.argv[1]), Cursor(step=step), State({"a": np.full(8_000_000, step, np.float32)}), keep=2)
+"""
+
+
+def test_a_kill_in_the_midst_of_saving_leaves_nothing_that_stays(tmp_path: Path) -> None:
+    """Whole checkpoints and what `sweep` knows; safetensors' own writer would leave files under names of its own."""
+    for wait in (0.0, 0.03, 0.06, 0.1):
+        folder = tmp_path / str(wait)
+        child = subprocess.Popen([sys.executable, "-c", SAVING, folder], cwd=ROOT)
+        end = time.monotonic() + 60
+        while not list(folder.glob("step-*")) and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(wait)
+        child.kill()
+        child.wait()
+        layout.sweep(folder)
+        assert newest(folder, Recorder()) is not None
+        assert {path.suffix for path in folder.iterdir()} == {".safetensors"}
+        assert not list(folder.glob(".*"))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as as_safetensors
 from torch import nn
 from torch.nn import functional
 
@@ -185,7 +186,7 @@ class TorchStudent:
         """See `Student.save_adapter`."""
         files = layout.RunFolder(folder)
         with layout.atomic_file(files.adapter) as temporary:
-            save_file(self._adapter(), temporary, metadata={"format": "mlx"})
+            temporary.write_bytes(as_safetensors(self._adapter(), {"format": "mlx"}))
         write_adapter_config(files, self._adapter_config, self._config)
 
     def load_adapter(self, folder: Path) -> None:
