@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from mlx_distill import layout, locks
 from mlx_distill.errors import InputError
 from mlx_distill.records import Record
+from mlx_distill.run_course import read_course
 
 #: Levels of folders that are looked through: FOLDER/RUN and FOLDER/GROUP/RUN.
 DEPTH = 2
-
-#: Longer lines of `metrics.jsonl` are none of ours.
-_LONGEST_LINE = 1 << 16
-#: Last rows of `metrics.jsonl` that the speed of a run under way is taken from.
-_RECENT_ROWS = 64
 
 Status = Literal["finished", "training", "stopped", "starting", "damaged"]
 Order = Literal["created", "loss", "divergence", "accuracy", "time"]
@@ -143,39 +136,6 @@ class _RunFacts(_Facts):
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     seconds: float | None = None
-
-
-class _RowFacts(_Facts):
-    kind: str
-    step: int
-    epoch: float
-    loss: float
-    token_accuracy: float | None = None
-    tokens: int = 0
-    seconds: float | None = None
-
-
-@dataclass
-class _Course:
-    """What `metrics.jsonl` tells of a run that is not finished."""
-
-    first_valid: _RowFacts | None = None
-    best_valid: _RowFacts | None = None
-    recent: deque[_RowFacts] = field(default_factory=deque)
-
-    @property
-    def last(self) -> _RowFacts | None:
-        return self.recent[-1] if self.recent else None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Over the last steps; the time between a step's row and the row before it is the step's."""
-        tokens, seconds = 0, 0.0
-        for before, row in pairwise(self.recent):
-            if row.kind == "step" and row.seconds is not None and before.seconds is not None:
-                tokens += row.tokens
-                seconds += row.seconds - before.seconds
-        return tokens / seconds if seconds > 0 else None
 
 
 def list_runs(folder: Path, *, order: Order = "created") -> list[RunEntry]:
@@ -313,9 +273,15 @@ def _described(base: RunEntry, facts: _RunFacts) -> RunEntry:
     )
 
 
+def _divergence_weight(settings: Mapping[str, Any]) -> float:
+    """That of a divergence from a teacher in what is minimised; 0 where none is."""
+    weight = settings.get("distill_weight")
+    return float(weight) if settings.get("distill", "off") != "off" and isinstance(weight, int | float) else 0.0
+
+
 def _under_way(entry: RunEntry, folder: layout.RunFolder) -> RunEntry:
     process = locks.holder(folder.root)
-    course = _read_course(folder.metrics)
+    course = read_course(folder.metrics, divergence_weight=_divergence_weight(entry.settings))
     last, first, best = course.last, course.first_valid, course.best_valid
     return entry.model_copy(
         update={
@@ -325,39 +291,13 @@ def _under_way(entry: RunEntry, folder: layout.RunFolder) -> RunEntry:
             "epochs": last.epoch if last else 0,
             "first_valid_loss": first.loss if first else None,
             "valid_loss": best.loss if best else None,
+            "first_divergence": first.divergence if first else None,
+            "divergence": best.divergence if best else None,
             "token_accuracy": best.token_accuracy if best else None,
             "tokens_per_second": course.tokens_per_second,
             "seconds": last.seconds if last else None,
         }
     )
-
-
-def _read_course(path: Path) -> _Course:
-    """Read in one pass, of which only evaluations and the last rows are looked at and kept."""
-    course = _Course()
-    recent: deque[bytes] = deque(maxlen=_RECENT_ROWS)
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(_LONGEST_LINE):
-                if not line.endswith(b"\n"):
-                    continue  # torn, or none of ours
-                recent.append(line)
-                if b'"valid"' not in line or (row := _row(line)) is None or row.kind != "valid":
-                    continue
-                course.first_valid = course.first_valid or row
-                if course.best_valid is None or row.loss < course.best_valid.loss:
-                    course.best_valid = row
-    except OSError:
-        pass  # No metrics: not a step is known of.
-    course.recent.extend(row for line in recent if (row := _row(line)) is not None)
-    return course
-
-
-def _row(line: bytes) -> _RowFacts | None:
-    try:
-        return _RowFacts.model_validate_json(line)
-    except ValidationError:
-        return None
 
 
 def _of_type(value: object, *kinds: type) -> Any:

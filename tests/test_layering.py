@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "ledger_schema",
         "execution",
         "runs",
+        "run_course",
         "run_list",
         "verdicts",
         "logit_source",
