@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlx_distill import records, run_records
+from mlx_distill import manifest, records, run_records
 from mlx_distill.manifest import Manifest, TeacherTerms
 from mlx_distill.records import (
     ChatRow,
@@ -34,7 +34,7 @@ from mlx_distill.runs import FusedRecord
 
 RECORDS = [
     found
-    for module in (records, run_records)
+    for module in (manifest, records, run_records)
     for _, found in inspect.getmembers(module, inspect.isclass)
     if issubclass(found, Record) and found != Record and found.__module__ == module.__name__
 ]
