@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mlx_distill.config import CompareConfig, TrainConfig
+from mlx_distill.errors import InputError
 from mlx_distill.layout import DataFolder
+from mlx_distill.logit_cache import read_logits_record
 from mlx_distill.records import CONTENDERS, ComparisonRecord
 from mlx_distill.report.evidence import Evidence
+from mlx_distill.run_records import RunRecord
 
 #: Stands for a prompt file that the records do not name.
 UNKNOWN = "FILE"
@@ -26,6 +30,7 @@ def commands_to_repeat(evidence: Evidence) -> list[str]:
             collect = ["collect", "--prompts", str(prompts) if prompts.exists() else UNKNOWN]
             collect += ["--teacher", manifest.teacher, "--out", data]
             lines.append([*collect, *(["--accept-terms"] if manifest.terms.accepted else [])])
+        lines += _logits(evidence.run, data)
         lines.append(["train", *_flags(evidence.run.config)])
         lines.append(["fuse", str(evidence.run_path)])
     if record := evidence.record:
@@ -45,6 +50,18 @@ def commands_to_repeat(evidence: Evidence) -> list[str]:
     rivals = ",".join(str(rival.root) for rival in evidence.rivals)
     lines.append(["report", root, *(["--against", rivals] if rivals else [])])
     return [shlex.join(["mlx-distill", *line]) for line in lines]
+
+
+def _logits(run: RunRecord, data: str) -> list[list[str]]:
+    """How a teacher's logits were written, where the run learned from such."""
+    folder = run.config.get("teacher_logits")
+    if folder is None or run.distilled_from is None:
+        return []
+    line = ["logits", "--data", data, "--teacher", f"mlx:{run.distilled_from}", "--out", str(folder)]
+    with suppress(InputError):
+        record = read_logits_record(Path(str(folder)))
+        line += ["--top-k", str(record.top_k)]
+    return [line]
 
 
 def _recorded(record: ComparisonRecord) -> list[str]:

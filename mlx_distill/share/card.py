@@ -204,6 +204,7 @@ def _training(run: RunRecord) -> Iterable[str]:
     if run.tokens_per_second:
         facts.append(f"at {run.tokens_per_second:,.0f} tokens a second")
     ended = " It was stopped early: what was minimised no longer fell." if run.stopped_early else ""
+    ended += " It was ended before its last step, as was asked for." if run.cut_short else ""
     best = f" The adapter is that of step {run.best_step} of {run.steps}." if run.best_step is not None else ""
     yield f"{' '.join(facts)}; energy was not measured.{ended}{best}"
 

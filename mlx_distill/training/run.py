@@ -345,6 +345,11 @@ def _earlier_run(folder: layout.RunFolder, record: RunRecord) -> RunRecord | Non
             raise OccupiedError(
                 f"{folder.root} holds an adapter that no run.json describes.", hint="Choose another --run folder."
             )
+        if any(folder.checkpoints.glob("*.safetensors")):
+            raise OccupiedError(
+                f"{folder.checkpoints} holds checkpoints of a run that no run.json describes.",
+                hint="Choose another --run folder, or remove them.",
+            )
         return None
     earlier = layout.read_record(folder.record, RunRecord)
     if earlier.identity == record.identity:

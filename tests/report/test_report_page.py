@@ -5,9 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+
+from mlx_distill.layout import logits_record, write_text
+from mlx_distill.logit_cache import LogitsRecord
+from mlx_distill.report.commands import commands_to_repeat
+from mlx_distill.report.evidence import read_evidence
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=https://example.org/x.png onerror=alert(1)>\n\n"
@@ -101,6 +107,26 @@ def test_flags_rationales_and_commands_are_there(html):
     assert "mlx-distill train --data data/demo --model smollm2-135m --run adapters/demo --epochs 2" in html
     assert "mlx-distill compare" in html
     assert "rubric (a rubric, not a model&#39;s opinion)" in html
+
+
+def test_the_commands_name_the_logits_that_were_learned(project, tmp_path):
+    evidence = read_evidence(project().write())
+    logits = tmp_path / "logits"
+    config = {**evidence.run.config, "distill": "jsd", "teacher_logits": str(logits)}
+    taught = evidence.run.model_copy(update={"config": config, "distilled_from": "big"})
+    written = f"mlx-distill logits --data data/demo --teacher mlx:big --out {logits}"
+
+    def before_training():
+        lines = commands_to_repeat(replace(evidence, run=taught))
+        at = next(at for at, line in enumerate(lines) if line.startswith("mlx-distill train"))
+        assert f"--distill jsd --teacher-logits {logits}" in lines[at]
+        return lines[at - 1]
+
+    assert before_training() == written
+    known = {"teacher": "big", "words": 99, "vocabulary_sha256": "a", "template_sha256": "b", "max_length": 9}
+    record = LogitsRecord.model_validate({**known, "top_k": 7, "dtype": "float32", "splits": {}})
+    write_text(logits_record(logits), record.to_json())
+    assert before_training() == f"{written} --top-k 7"
 
 
 def test_ids_are_unique_and_links_lead_somewhere(html):

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from mlx_distill.cli.main import main
 from mlx_distill.config import TrainConfig
-from mlx_distill.errors import TrainingError
+from mlx_distill.errors import OccupiedError, TrainingError
 from mlx_distill.layout import RunFolder
 from mlx_distill.training.run import train
 from tests.training.faults import refuse
@@ -105,6 +105,24 @@ def test_a_finished_run_without_adapter_and_checkpoints_is_not_trained_again_in_
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 @pytest.mark.parametrize("every", [1, 100])
+def test_checkpoints_that_nothing_describes_are_not_gone_on_with(
+    interrupted: TrainConfig, whole: tuple[Any, ...]
+) -> None:
+    """They may be of other settings."""
+    folder = RunFolder(interrupted.run)
+    folder.record.unlink()
+    folder.adapter.unlink()
+    before = contents(interrupted.run)
+    for changes in ({}, {"learning_rate": 1e-4}):
+        with pytest.raises(OccupiedError, match=r"checkpoints of a run that no run\.json describes"):
+            train(in_folder(interrupted, interrupted.run, **changes))
+        assert contents(interrupted.run) == before
+    shutil.rmtree(folder.checkpoints)
+    folder.metrics.unlink()
+    train(interrupted)
+    assert outcome(interrupted.run) == whole
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_by_itself(
     base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, step: int, every: int
 ) -> None:
