@@ -16,7 +16,7 @@ from mlx_distill.report.wording import plain
 _MEAN, _SEED = 11, 5
 
 #: Share of a panel's width that a figure's label takes.
-_LABEL = 0.16
+_LABEL = 0.22
 
 
 def draw(path: Path, learned: Learned, theme: Theme = LIGHT) -> None:

@@ -103,8 +103,6 @@ def test_a_finished_run_without_adapter_and_checkpoints_is_not_trained_again_in_
     assert contents(config.run) == before
 
 
-@pytest.mark.parametrize("step", [1, 3, 4])
-@pytest.mark.parametrize("every", [1, 100])
 def test_checkpoints_that_nothing_describes_are_not_gone_on_with(
     interrupted: TrainConfig, whole: tuple[Any, ...]
 ) -> None:
@@ -123,6 +121,8 @@ def test_checkpoints_that_nothing_describes_are_not_gone_on_with(
     assert outcome(interrupted.run) == whole
 
 
+@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("every", [1, 100])
 def test_a_run_killed_before_its_first_checkpoint_starts_anew_by_itself(
     base: TrainConfig, whole: tuple[Any, ...], tmp_path: Path, step: int, every: int
 ) -> None:
