@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlx_distill.distillation import Objective
+
 #: Longer lines are none of ours.
 _LONGEST_LINE = 1 << 16
 #: Last rows that the speed of a run under way is taken from.
@@ -63,16 +65,17 @@ class Course:
         return tokens / seconds if seconds > 0 else None
 
 
-def read_course(path: Path, *, divergence_weight: float) -> Course:
+def read_course(path: Path, objective: Objective | None) -> Course:
     """Read in one pass, of which only evaluations and the last rows are looked at and kept.
 
     Args:
-        divergence_weight: Of the divergence from a teacher in what is minimised, against the loss.
+        objective: What is minimised; None where it is the loss alone.
     """
 
     def minimised(row: RowFacts) -> float:
-        apart = row.loss if row.divergence is None else row.divergence
-        return (1 - divergence_weight) * row.loss + divergence_weight * apart
+        if objective is None or row.divergence is None:
+            return row.loss
+        return objective.combine(row.loss, row.divergence)
 
     course = Course()
     recent: deque[bytes] = deque(maxlen=_RECENT_ROWS)

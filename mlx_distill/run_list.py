@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from mlx_distill import layout, locks
+from mlx_distill.distillation import Objective
 from mlx_distill.errors import InputError
 from mlx_distill.records import Record
 from mlx_distill.run_course import read_course
@@ -273,15 +274,15 @@ def _described(base: RunEntry, facts: _RunFacts) -> RunEntry:
     )
 
 
-def _divergence_weight(settings: Mapping[str, Any]) -> float:
-    """That of a divergence from a teacher in what is minimised; 0 where none is."""
-    weight = settings.get("distill_weight")
-    return float(weight) if settings.get("distill", "off") != "off" and isinstance(weight, int | float) else 0.0
+def _objective(settings: Mapping[str, Any]) -> Objective | None:
+    """What a run minimises; None where that is the loss of the text, or is not known."""
+    kind, weight = settings.get("distill", "off"), settings.get("distill_weight")
+    return None if kind == "off" or not isinstance(weight, int | float) else Objective(kind, float(weight))
 
 
 def _under_way(entry: RunEntry, folder: layout.RunFolder) -> RunEntry:
     process = locks.holder(folder.root)
-    course = read_course(folder.metrics, divergence_weight=_divergence_weight(entry.settings))
+    course = read_course(folder.metrics, _objective(entry.settings))
     last, first, best = course.last, course.first_valid, course.best_valid
     return entry.model_copy(
         update={

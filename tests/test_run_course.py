@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_distill.distillation import Objective
 from mlx_distill.run_course import read_course
 
 #: Step, cross-entropy, divergence from the teacher. Learning the teacher raises the first.
@@ -18,17 +19,17 @@ def test_what_is_minimised_decides(tmp_path: Path, weight: float, best: int) -> 
     path = tmp_path / "metrics.jsonl"
     rows = [{"kind": "valid", "step": s, "epoch": s / 4, "loss": a, "divergence": d} for s, a, d in VALIDATIONS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    course = read_course(path, divergence_weight=weight)
+    course = read_course(path, Objective("jsd", weight) if weight else None)
     assert course.best_valid is not None
     assert course.best_valid.step == best
-    assert (course.first_valid, course.last) == (read_course(path, divergence_weight=0).first_valid, course.recent[-1])
+    assert (course.first_valid, course.last) == (read_course(path, None).first_valid, course.recent[-1])
 
 
 def test_a_run_of_text_has_no_divergence(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"kind": "valid", "step": s, "epoch": s / 4, "loss": a} for s, a, _ in VALIDATIONS]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for weight in (0.0, 1.0):
-        course = read_course(path, divergence_weight=weight)
+    for objective in (None, Objective("jsd")):
+        course = read_course(path, objective)
         assert course.best_valid is not None
         assert course.best_valid.step == 0
