@@ -245,7 +245,8 @@ class Loop:
         window = cursor.window.stats() + stats
         lowest = cursor.lowest_loss
         if stats.target_tokens and (lowest is None or cursor.step == 1):
-            lowest = min(self._score(stats), self._score(stats) if lowest is None else lowest)
+            score = self._score(stats)
+            lowest = score if lowest is None else min(lowest, score)
         self._move(window=Sums.of(window), lowest_loss=lowest)
         ends = cursor.batch == self.steps_per_epoch and "valid" not in self._splits
         if (cursor.step % WINDOW and not ends) or not window.target_tokens or lowest is None:
